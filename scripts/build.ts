@@ -1,0 +1,52 @@
+/** Builds `dist/manx`: one file with everything in it. `npm run build`. */
+import { mkdirSync, renameSync, statSync } from "node:fs";
+import { join } from "node:path";
+
+const ROOT = join(import.meta.dir, "..");
+export const BINARY = join(ROOT, "dist", "manx");
+
+/** The binary's entry point first, then the workers it starts by path. */
+const ENTRY_POINTS = ["src/main.ts"];
+
+/** @throws {Error} with the bundler's words where the build fails; an earlier binary stays then */
+export async function buildBinary(): Promise<string> {
+  mkdirSync(join(ROOT, "dist"), { recursive: true });
+  const fresh = `${BINARY}.${process.pid}`;
+  const build = Bun.spawn({
+    cmd: [
+      process.execPath,
+      "build",
+      "--compile",
+      "--minify",
+      "--bytecode",
+      "--format=esm",
+      "--splitting",
+      "--sourcemap=linked",
+      // Without these two a bunfig.toml or .env in the working directory would run code or set variables, as root.
+      "--no-compile-autoload-dotenv",
+      "--no-compile-autoload-bunfig",
+      ...ENTRY_POINTS,
+      "--outfile",
+      fresh,
+    ],
+    cwd: ROOT,
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [output, errors, status] = await Promise.all([
+    new Response(build.stdout).text(),
+    new Response(build.stderr).text(),
+    build.exited,
+  ]);
+  if (status !== 0) throw new Error(`the build of ${BINARY} failed (exit status ${status}):\n${output}${errors}`);
+  // In one step, so that a running binary is never written to and a reader never sees half a file.
+  renameSync(fresh, BINARY);
+  return BINARY;
+}
+
+if (import.meta.main) {
+  const startMs = performance.now();
+  const path = await buildBinary();
+  const megabytes = statSync(path).size / 1e6;
+  console.log(`dist/manx: ${megabytes.toFixed(0)} MB in ${((performance.now() - startMs) / 1000).toFixed(1)} s`);
+}
