@@ -1,6 +1,7 @@
 /**
  * An immutable map with string keys whose versions share structure: a new version costs work for what changed, and two
  * versions are compared by walking only the parts that are not the same object. (A hash array mapped trie, 32 wide.)
+ * Equal contents have equal shapes, so they also iterate in the same order whatever path led to them.
  */
 export interface PersistentMap<K extends string, V> extends Iterable<readonly [K, V]> {
   readonly size: number;
@@ -14,6 +15,8 @@ export interface PersistentMap<K extends string, V> extends Iterable<readonly [K
   delete(key: K): PersistentMap<K, V>;
   /** What turns `previous` into this map. Values are compared by identity (`===`). */
   changesSince(previous: PersistentMap<K, V>): IterableIterator<MapChange<K, V>>;
+  /** For many changes at once: works in place on parts nobody else has seen. This map stays as it is. */
+  edit(): MapEditor<K, V>;
 }
 
 export interface MapChange<K, V> {
@@ -22,54 +25,115 @@ export interface MapChange<K, V> {
   readonly after: V | undefined;
 }
 
+export interface MapEditor<K extends string, V> {
+  readonly size: number;
+  get(key: K): V | undefined;
+  has(key: K): boolean;
+  set(key: K, value: V): void;
+  delete(key: K): void;
+  /** The map as it is now; the very map that the editor began with where the content is the same. May be edited on. */
+  finish(): PersistentMap<K, V>;
+}
+
 export function persistentMap<K extends string, V>(entries: Iterable<readonly [K, V]> = []): PersistentMap<K, V> {
-  let map: PersistentMap<K, V> = EMPTY as unknown as PersistentMap<K, V>;
-  for (const [key, value] of entries) map = map.set(key, value);
-  return map;
+  const editor = (EMPTY as unknown as PersistentMap<K, V>).edit();
+  for (const [key, value] of entries) editor.set(key, value);
+  return editor.finish();
 }
 
-type Slot<V> = Leaf<V> | Branch<V>;
-interface Leaf<V> {
-  readonly hash: number;
-  /** Pairs whose keys have this very hash; nearly always one. */
-  readonly pairs: readonly (readonly [string, V])[];
-}
-interface Branch<V> {
-  readonly bitmap: number;
-  readonly slots: readonly Slot<V>[];
+/** Who may change a branch in place; any object, compared by identity. */
+type Owner = object | undefined;
+type Slot<V> = Leaf<V> | Collision<V> | Branch<V>;
+
+class Leaf<V> {
+  constructor(readonly hash: number, readonly key: string, readonly value: V) {}
 }
 
-const isLeaf = <V>(slot: Slot<V>): slot is Leaf<V> => "pairs" in slot;
+/** Keys with the very same hash, in order of key. */
+class Collision<V> {
+  constructor(readonly hash: number, readonly leaves: readonly Leaf<V>[]) {}
+}
+
+class Branch<V> {
+  constructor(public bitmap: number, public slots: Slot<V>[], readonly owner: Owner) {}
+}
 
 class Trie<V> implements PersistentMap<string, V> {
   constructor(readonly size: number, readonly root: Slot<V> | undefined) {}
 
   get(key: string): V | undefined {
-    return find(this.root, key)?.[1];
+    return find(this.root, key)?.value;
   }
   has(key: string): boolean {
     return find(this.root, key) !== undefined;
   }
   set(key: string, value: V): PersistentMap<string, V> {
     const found = find(this.root, key);
-    if (found !== undefined && found[1] === value) return this;
-    return new Trie(this.size + (found === undefined ? 1 : 0), insert(this.root, hashText(key), key, value, 0));
+    if (found !== undefined && found.value === value) return this;
+    const root = insert(this.root, new Leaf(hashText(key), key, value), 0, undefined);
+    return new Trie(this.size + (found === undefined ? 1 : 0), root);
   }
   delete(key: string): PersistentMap<string, V> {
     if (!this.has(key)) return this;
-    return new Trie(this.size - 1, remove(this.root!, hashText(key), key, 0));
+    return new Trie(this.size - 1, remove(this.root!, hashText(key), key, 0, undefined));
   }
   *[Symbol.iterator](): IterableIterator<readonly [string, V]> {
-    yield* walk(this.root);
+    for (const leaf of leavesOf(this.root)) yield [leaf.key, leaf.value];
   }
   *keys(): IterableIterator<string> {
-    for (const [key] of walk(this.root)) yield key;
+    for (const leaf of leavesOf(this.root)) yield leaf.key;
   }
   *values(): IterableIterator<V> {
-    for (const [, value] of walk(this.root)) yield value;
+    for (const leaf of leavesOf(this.root)) yield leaf.value;
   }
-  *changesSince(previous: PersistentMap<string, V>): IterableIterator<MapChange<string, V>> {
-    yield* compare((previous as Trie<V>).root, this.root, 0);
+  changesSince(previous: PersistentMap<string, V>): IterableIterator<MapChange<string, V>> {
+    const changes: MapChange<string, V>[] = [];
+    compare((previous as Trie<V>).root, this.root, 0, (key, before, after) => {
+      changes.push({ key, before: before?.value, after: after?.value });
+      return true;
+    });
+    return changes.values();
+  }
+  edit(): MapEditor<string, V> {
+    return new Editor(this);
+  }
+}
+
+class Editor<V> implements MapEditor<string, V> {
+  #base: Trie<V>;
+  #root: Slot<V> | undefined;
+  #owner: object = {};
+  size: number;
+
+  constructor(base: Trie<V>) {
+    this.#base = base;
+    this.#root = base.root;
+    this.size = base.size;
+  }
+  get(key: string): V | undefined {
+    return find(this.#root, key)?.value;
+  }
+  has(key: string): boolean {
+    return find(this.#root, key) !== undefined;
+  }
+  set(key: string, value: V): void {
+    const found = find(this.#root, key);
+    if (found !== undefined && found.value === value) return;
+    this.#root = insert(this.#root, new Leaf(hashText(key), key, value), 0, this.#owner);
+    if (found === undefined) this.size++;
+  }
+  delete(key: string): void {
+    if (!this.has(key)) return;
+    this.#root = remove(this.#root!, hashText(key), key, 0, this.#owner);
+    this.size--;
+  }
+  finish(): PersistentMap<string, V> {
+    const unchanged = this.size === this.#base.size && compare(this.#base.root, this.#root, 0, () => false);
+    if (unchanged) this.#root = this.#base.root;
+    else this.#base = new Trie(this.size, this.#root);
+    // What was handed out is shared from here on.
+    this.#owner = {};
+    return this.#base;
   }
 }
 
@@ -89,84 +153,127 @@ function bitCount(bits: number): number {
   return Math.imul(bits + (bits >>> 4) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }
 
-function find<V>(slot: Slot<V> | undefined, key: string): readonly [string, V] | undefined {
+const bitOf = (hash: number, shift: number): number => 1 << (hash >>> shift & 31);
+
+function find<V>(slot: Slot<V> | undefined, key: string): Leaf<V> | undefined {
   if (slot === undefined) return undefined;
   const hash = hashText(key);
   for (let shift = 0;; shift += 5) {
-    if (isLeaf(slot)) return slot.hash === hash ? slot.pairs.find((pair) => pair[0] === key) : undefined;
-    const bit = 1 << (hash >>> shift & 31);
+    if (slot instanceof Leaf) return slot.hash === hash && slot.key === key ? slot : undefined;
+    if (slot instanceof Collision) {
+      return slot.hash === hash ? slot.leaves.find((leaf) => leaf.key === key) : undefined;
+    }
+    const bit = bitOf(hash, shift);
     if ((slot.bitmap & bit) === 0) return undefined;
     slot = slot.slots[bitCount(slot.bitmap & bit - 1)]!;
   }
 }
 
-function insert<V>(slot: Slot<V> | undefined, hash: number, key: string, value: V, shift: number): Slot<V> {
-  if (slot === undefined) return { hash, pairs: [[key, value]] };
-  if (isLeaf(slot)) {
-    if (slot.hash === hash) {
-      const others = slot.pairs.filter((pair) => pair[0] !== key);
-      return { hash, pairs: [...others, [key, value]] };
-    }
-    return insert({ bitmap: 1 << (slot.hash >>> shift & 31), slots: [slot] }, hash, key, value, shift);
+function insert<V>(slot: Slot<V> | undefined, leaf: Leaf<V>, shift: number, owner: Owner): Slot<V> {
+  if (slot === undefined) return leaf;
+  if (!(slot instanceof Branch)) {
+    if (slot.hash === leaf.hash) return collide(slot, leaf);
+    // Two hashes part somewhere below: a chain of branches down to there.
+    return insert(new Branch(bitOf(slot.hash, shift), [slot], owner), leaf, shift, owner);
   }
-  const bit = 1 << (hash >>> shift & 31);
+  const bit = bitOf(leaf.hash, shift);
   const at = bitCount(slot.bitmap & bit - 1);
-  const slots = slot.slots.slice();
+  const own = owner !== undefined && slot.owner === owner;
   if ((slot.bitmap & bit) === 0) {
-    slots.splice(at, 0, { hash, pairs: [[key, value]] });
-    return { bitmap: slot.bitmap | bit, slots };
+    if (own) {
+      slot.slots.splice(at, 0, leaf);
+      slot.bitmap |= bit;
+      return slot;
+    }
+    const slots = new Array<Slot<V>>(slot.slots.length + 1);
+    for (let i = 0; i < at; i++) slots[i] = slot.slots[i]!;
+    slots[at] = leaf;
+    for (let i = at; i < slot.slots.length; i++) slots[i + 1] = slot.slots[i]!;
+    return new Branch(slot.bitmap | bit, slots, owner);
   }
-  slots[at] = insert(slots[at], hash, key, value, shift + 5);
-  return { bitmap: slot.bitmap, slots };
-}
-
-function remove<V>(slot: Slot<V>, hash: number, key: string, shift: number): Slot<V> | undefined {
-  if (isLeaf(slot)) {
-    const pairs = slot.pairs.filter((pair) => pair[0] !== key);
-    return pairs.length === 0 ? undefined : { hash, pairs };
+  const below = insert(slot.slots[at]!, leaf, shift + 5, owner);
+  if (own) {
+    slot.slots[at] = below;
+    return slot;
   }
-  const bit = 1 << (hash >>> shift & 31);
-  const at = bitCount(slot.bitmap & bit - 1);
-  const below = remove(slot.slots[at]!, hash, key, shift + 5);
   const slots = slot.slots.slice();
-  if (below === undefined) {
-    slots.splice(at, 1);
-    if (slots.length === 0) return undefined;
-    if (slots.length === 1 && isLeaf(slots[0]!)) return slots[0];
-    return { bitmap: slot.bitmap & ~bit, slots };
-  }
   slots[at] = below;
-  // A lone leaf moves up, so that equal maps have equal shapes whatever path led to them.
-  if (slots.length === 1 && isLeaf(below)) return below;
-  return { bitmap: slot.bitmap, slots };
+  return new Branch(slot.bitmap, slots, owner);
 }
 
-function* walk<V>(slot: Slot<V> | undefined): IterableIterator<readonly [string, V]> {
-  if (slot === undefined) return;
-  if (isLeaf(slot)) yield* slot.pairs;
-  else { for (const below of slot.slots) yield* walk(below); }
+function collide<V>(slot: Leaf<V> | Collision<V>, leaf: Leaf<V>): Slot<V> {
+  const others = (slot instanceof Leaf ? [slot] : slot.leaves).filter((other) => other.key !== leaf.key);
+  if (others.length === 0) return leaf;
+  return new Collision(leaf.hash, [...others, leaf].sort((a, b) => a.key < b.key ? -1 : 1));
 }
 
-function* compare<V>(
+/** The key is there. */
+function remove<V>(slot: Slot<V>, hash: number, key: string, shift: number, owner: Owner): Slot<V> | undefined {
+  if (slot instanceof Leaf) return undefined;
+  if (slot instanceof Collision) {
+    const leaves = slot.leaves.filter((leaf) => leaf.key !== key);
+    return leaves.length === 1 ? leaves[0] : new Collision(hash, leaves);
+  }
+  const bit = bitOf(hash, shift);
+  const at = bitCount(slot.bitmap & bit - 1);
+  const below = remove(slot.slots[at]!, hash, key, shift + 5, owner);
+  const left = slot.slots.length - (below === undefined ? 1 : 0);
+  if (left === 0) return undefined;
+  if (left === 1) {
+    // A lone leaf moves up, so that equal maps have equal shapes whatever path led to them.
+    const lone = below ?? slot.slots[1 - at]!;
+    if (!(lone instanceof Branch)) return lone;
+  }
+  const own = owner !== undefined && slot.owner === owner;
+  const slots = own ? slot.slots : slot.slots.slice();
+  if (below === undefined) slots.splice(at, 1);
+  else slots[at] = below;
+  const bitmap = below === undefined ? slot.bitmap & ~bit : slot.bitmap;
+  if (!own) return new Branch(bitmap, slots, owner);
+  slot.bitmap = bitmap;
+  return slot;
+}
+
+function* leavesOf<V>(root: Slot<V> | undefined): IterableIterator<Leaf<V>> {
+  if (root === undefined) return;
+  const waiting: Slot<V>[] = [root];
+  for (let slot = waiting.pop(); slot !== undefined; slot = waiting.pop()) {
+    if (slot instanceof Leaf) yield slot;
+    else {
+      const below: readonly Slot<V>[] = slot instanceof Collision ? slot.leaves : slot.slots;
+      for (let i = below.length - 1; i >= 0; i--) waiting.push(below[i]!);
+    }
+  }
+}
+
+type Difference<V> = (key: string, before: Leaf<V> | undefined, after: Leaf<V> | undefined) => boolean;
+
+/** Calls `tell` for each difference until it answers false; true when it never did. */
+function compare<V>(
   before: Slot<V> | undefined,
   after: Slot<V> | undefined,
   shift: number,
-): IterableIterator<MapChange<string, V>> {
-  if (before === after) return;
-  if (before !== undefined && after !== undefined && !isLeaf(before) && !isLeaf(after)) {
+  tell: Difference<V>,
+): boolean {
+  if (before === after) return true;
+  if (before instanceof Branch && after instanceof Branch) {
+    let old = 0, now = 0;
     for (let bits = before.bitmap | after.bitmap; bits !== 0; bits &= bits - 1) {
       const bit = bits & -bits;
-      const at = (branch: Branch<V>) =>
-        (branch.bitmap & bit) === 0 ? undefined : branch.slots[bitCount(branch.bitmap & bit - 1)];
-      yield* compare(at(before), at(after), shift + 5);
+      const was = (before.bitmap & bit) === 0 ? undefined : before.slots[old++];
+      const is = (after.bitmap & bit) === 0 ? undefined : after.slots[now++];
+      if (!compare(was, is, shift + 5, tell)) return false;
     }
-    return;
+    return true;
   }
-  const old = new Map(walk(before));
-  for (const [key, value] of walk(after)) {
-    const was = old.get(key);
-    if (was !== value || !old.has(key)) yield { key, before: was, after: value };
-    old.delete(key);
+  // One side is a few keys at most; the other may be a whole branch.
+  const wanted = new Map<string, Leaf<V>>();
+  for (const leaf of leavesOf(before)) wanted.set(leaf.key, leaf);
+  for (const leaf of leavesOf(after)) {
+    const was = wanted.get(leaf.key);
+    wanted.delete(leaf.key);
+    if ((was === undefined || was.value !== leaf.value) && !tell(leaf.key, was, leaf)) return false;
   }
-  for (const [key, value] of old) yield { key, before: value, after: undefined };
+  for (const leaf of wanted.values()) if (!tell(leaf.key, leaf, undefined)) return false;
+  return true;
 }

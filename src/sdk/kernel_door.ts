@@ -9,6 +9,8 @@ export interface NetlinkMessage {
   readonly payload: Uint8Array;
   /** nlmsg_pid of a received message: who caused the event. */
   readonly portId?: number;
+  /** The message's schema where its builder knows it (`MessageSchema` of src/kernel): errors then name attributes. */
+  readonly schema?: unknown;
 }
 
 /** A network namespace held open. */
@@ -30,6 +32,12 @@ export interface NetlinkSocket extends Disposable {
   request(operation: string, messages: readonly NetlinkMessage[]): readonly NetlinkMessage[];
   /** As `request`, but never throws for a message the kernel refused: one entry for each message, its error or undefined. */
   attempt(operation: string, messages: readonly NetlinkMessage[]): readonly (Error | undefined)[];
+  /**
+   * As `request` without answers, on a thread beside this one: for what the kernel takes long over, such as deleting links,
+   * while the event loop goes on. Until it settles the socket may be used for nothing else: that is a bug and asserts.
+   * @throws {KernelError} of the first message that failed
+   */
+  requestBehind(operation: string, messages: readonly NetlinkMessage[]): Promise<void>;
   /** NLM_F_DUMP; repeated when the kernel says the dump was interrupted. @throws {KernelError} */
   dump(operation: string, message: NetlinkMessage): readonly NetlinkMessage[];
   /**
