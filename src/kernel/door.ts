@@ -1,0 +1,8 @@
+/** The kernel as plugins get it. */
+import type { KernelDoor } from "../sdk/kernel_door.ts";
+import { inNamespace, openNamespace } from "./netns.ts";
+import { openNetlink } from "./netlink/socket.ts";
+import { setSysctl } from "./sysctl.ts";
+
+/** The real kernel. Stateless: what it opens belongs to the caller. */
+export const createKernelDoor = (): KernelDoor => ({ netlink: openNetlink, openNamespace, inNamespace, setSysctl });
