@@ -180,6 +180,7 @@ class Socket implements NetlinkSocket {
   }
 
   async requestBehind(operation: string, messages: readonly NetlinkMessage[]): Promise<void> {
+    if (messages.length === 0) return;
     if (messages.length > REQUEST_PART_MESSAGES) {
       throw new Error(`${operation}: too many messages for a request behind`);
     }
