@@ -101,14 +101,19 @@ export function maskAddress(address: Address, prefix: number): Address {
 }
 
 export function cidrContains(cidr: Cidr, address: Address): boolean {
-  return cidr.length === address.length + 1 && maskAddress(address, cidrPrefix(cidr)) === cidrAddress(cidr);
+  return cidr.length === address.length + 1 && samePrefix(cidr, address, cidrPrefix(cidr));
 }
 
 /** Whether the two prefixes share an address (one then holds the other). */
 export function cidrsOverlap(a: Cidr, b: Cidr): boolean {
-  if (a.length !== b.length) return false;
-  const prefix = Math.min(cidrPrefix(a), cidrPrefix(b));
-  return maskAddress(cidrAddress(a), prefix) === maskAddress(cidrAddress(b), prefix);
+  return a.length === b.length && samePrefix(a, b, Math.min(cidrPrefix(a), cidrPrefix(b)));
+}
+
+/** Compares the first `bits` bits, without making strings: rules are matched with it. */
+function samePrefix(a: string, b: string, bits: number): boolean {
+  const whole = bits >> 3;
+  for (let i = 0; i < whole; i++) if (a.charCodeAt(i) !== b.charCodeAt(i)) return false;
+  return (bits & 7) === 0 || ((a.charCodeAt(whole) ^ b.charCodeAt(whole)) & 0xff00 >> (bits & 7)) === 0;
 }
 
 /** The last address of the prefix. */

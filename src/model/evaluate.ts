@@ -251,7 +251,9 @@ export interface Path {
 export type PathStep =
   | { readonly kind: "judgement"; readonly judgement: Judgement }
   /** Never meets this endpoint's policy, and why. */
-  | { readonly kind: "exempt"; readonly endpoint: EndpointRef; readonly reason: ExemptReason };
+  | { readonly kind: "exempt"; readonly endpoint: EndpointRef; readonly reason: ExemptReason }
+  /** Dropped before policy: a workload may send from its own addresses only. */
+  | { readonly kind: "refused"; readonly endpoint: EndpointRef; readonly reason: "not its address" };
 
 export type ExemptReason =
   /** Neighbour discovery and multicast listener messages of a pod (RFC 4861, RFC 2710; types 130 to 136). */
@@ -325,7 +327,10 @@ export function judgePath(state: DesiredState, path: Path): PathJudgement {
   const passWorkload = (workload: DesiredWorkload, stage: "ingress" | "egress"): boolean => {
     const endpoint = { workload: workload.id };
     if (isNeighbourDiscovery(packet)) exempt(endpoint, "neighbour discovery");
-    else if (stage === "ingress" && inInterface === undefined) exempt(endpoint, "from its node");
+    else if (stage === "egress" && !workload.addresses.includes(packet.source)) {
+      steps.push({ kind: "refused", endpoint, reason: "not its address" });
+      return false;
+    } else if (stage === "ingress" && inInterface === undefined) exempt(endpoint, "from its node");
     else return ask(endpoint, stage, packet) === "allow";
     return true;
   };

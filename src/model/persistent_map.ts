@@ -9,6 +9,8 @@ export interface PersistentMap<K extends string, V> extends Iterable<readonly [K
   has(key: K): boolean;
   keys(): IterableIterator<K>;
   values(): IterableIterator<V>;
+  /** As iterating, several times faster: for maps of many thousands. */
+  forEach(visit: (value: V, key: K) => void): void;
   /** Same object when nothing changes. */
   set(key: K, value: V): PersistentMap<K, V>;
   /** Same object when the key is absent. */
@@ -85,6 +87,9 @@ class Trie<V> implements PersistentMap<string, V> {
   }
   *values(): IterableIterator<V> {
     for (const leaf of leavesOf(this.root)) yield leaf.value;
+  }
+  forEach(visit: (value: V, key: string) => void): void {
+    if (this.root !== undefined) visitAll(this.root, visit);
   }
   changesSince(previous: PersistentMap<string, V>): IterableIterator<MapChange<string, V>> {
     const changes: MapChange<string, V>[] = [];
@@ -276,4 +281,12 @@ function compare<V>(
   }
   for (const leaf of wanted.values()) if (!tell(leaf.key, leaf, undefined)) return false;
   return true;
+}
+
+function visitAll<V>(slot: Slot<V>, visit: (value: V, key: string) => void): void {
+  if (slot instanceof Leaf) visit(slot.value, slot.key);
+  else {
+    const below: readonly Slot<V>[] = slot instanceof Collision ? slot.leaves : slot.slots;
+    for (let i = 0; i < below.length; i++) visitAll(below[i]!, visit);
+  }
 }

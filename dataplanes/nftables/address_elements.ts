@@ -1,0 +1,261 @@
+/**
+ * Elements of sets of addresses, straight from the members of `AddressSet`s: nothing is copied, and a new version costs
+ * work for what changed.
+ *
+ * Interval sets reject overlap, members may overlap. Prefixes are nested or disjoint, so the elements are the members that
+ * no shorter member covers: independent of the order in which they came, and a change touches only what it covers.
+ */
+import {
+  type Address,
+  type Cidr,
+  cidrAddress,
+  cidrContains,
+  cidrFamily,
+  cidrLast,
+  cidrPrefix,
+  type Family,
+  familyBits,
+  makeCidr,
+} from "../../src/model/address.ts";
+import type { AddressSet, SetMember } from "../../src/model/desired.ts";
+import type { PersistentMap } from "../../src/model/persistent_map.ts";
+import type { ElementChange, ElementKey, Elements, ElementValue } from "./ruleset.ts";
+
+/** How many members of each prefix length an address set has: index 0 … 32 and 0 … 128. */
+export interface LengthCounts {
+  readonly members: AddressSet["members"];
+  readonly 4: readonly number[];
+  readonly 6: readonly number[];
+}
+
+/** `previous`: the counts of an earlier version of the same set, to start from. */
+export function countLengths(set: AddressSet, previous: LengthCounts | undefined): LengthCounts {
+  if (previous?.members === set.members) return previous;
+  const v4 = previous === undefined ? new Array<number>(33).fill(0) : previous[4].slice();
+  const v6 = previous === undefined ? new Array<number>(129).fill(0) : previous[6].slice();
+  const count = (member: SetMember, by: number) => {
+    const counts = member.length === 5 ? v4 : v6;
+    counts[cidrPrefix(member as Cidr)]! += by;
+  };
+  if (set.kind === "net") {
+    if (previous === undefined) set.members.forEach((_, member) => count(member, 1));
+    else {
+      for (const change of set.members.changesSince(previous.members)) {
+        if (change.before === undefined) count(change.key, 1);
+        else if (change.after === undefined) count(change.key, -1);
+      }
+    }
+  }
+  return { members: set.members, 4: v4, 6: v6 };
+}
+
+/** Whether there is a member of that family at all. */
+export const hasFamily = (counts: LengthCounts, family: Family): boolean => counts[family].some((count) => count > 0);
+
+/** The prefix lengths, shortest first, that have members, without the full one. */
+export const shortLengths = (counts: LengthCounts, family: Family): readonly number[] => {
+  const lengths: number[] = [];
+  for (let length = 0; length < familyBits(family); length++) if (counts[family][length]! > 0) lengths.push(length);
+  return lengths;
+};
+
+/** How a set of addresses is made, as its content asks for. */
+export interface AddressForm {
+  /** Some member is shorter than an address. */
+  readonly interval: boolean;
+  /** `NftSet.capacity`. */
+  readonly capacity: number | undefined;
+}
+
+/** Smaller sets grow freely; larger ones are worth a hash made to measure (a third of the time to fill it). */
+const SIZED_FROM = 4_096;
+const SIZE_STEP = 4;
+
+/** A function of the content alone, so that a restart finds what it would make; steps are wide, so that few changes cross one. */
+export function addressForm(family: Family, sources: readonly LengthCounts[], nets: readonly Cidr[]): AddressForm {
+  const interval = nets.some((net) => !isHost(net)) || sources.some((counts) => shortLengths(counts, family).length > 0);
+  if (interval) return { interval, capacity: undefined };
+  const count = sources.reduce((sum, counts) => sum + counts[family][familyBits(family)]!, nets.length);
+  if (count < SIZED_FROM) return { interval, capacity: undefined };
+  let capacity = SIZED_FROM * SIZE_STEP;
+  while (capacity <= count) capacity *= SIZE_STEP;
+  return { interval, capacity };
+}
+
+/** The union of some `net` sets and some prefixes, in one family. */
+export class NetElements implements Elements {
+  private readonly literals: ReadonlySet<string>;
+
+  /**
+   * `lengths`: the short prefix lengths that occur, in order; empty for a plain set of addresses. `filled`: the sources
+   * that have members of the family, the only ones that need a walk.
+   */
+  constructor(
+    readonly family: Family,
+    readonly sources: readonly PersistentMap<SetMember, true>[],
+    private readonly filled: readonly PersistentMap<SetMember, true>[],
+    readonly nets: readonly Cidr[],
+    readonly lengths: readonly number[],
+    readonly interval: boolean,
+  ) {
+    this.literals = new Set(nets);
+  }
+
+  forEach(visit: (value: ElementValue, key: ElementKey) => void): void {
+    this.eachMember((member) => {
+      if (!this.covered(member)) visit(true, this.key(member));
+    });
+  }
+
+  eachPlainKey(visit: (bytes: string, length: number) => void): void {
+    const length = this.family === 4 ? 4 : 16;
+    this.eachMember((member) => visit(member, length));
+  }
+
+  changesSince(previous: Elements): Iterable<ElementChange> | undefined {
+    if (
+      !(previous instanceof NetElements) || previous.family !== this.family || previous.interval !== this.interval ||
+      previous.sources.length !== this.sources.length || previous.nets.length !== this.nets.length ||
+      previous.nets.some((net, i) => net !== this.nets[i])
+    ) return undefined;
+    return this.changes(previous);
+  }
+
+  private *changes(previous: NetElements): Iterable<ElementChange> {
+    const memberLength = this.family === 4 ? 5 : 17;
+    const full = familyBits(this.family);
+    const touched = new Set<string>();
+    const prefixes: Cidr[] = [];
+    for (let i = 0; i < this.sources.length; i++) {
+      for (const { key } of this.sources[i]!.changesSince(previous.sources[i]!)) {
+        if (key.length !== memberLength || touched.has(key)) continue;
+        touched.add(key);
+        if (this.interval && cidrPrefix(key as Cidr) < full) prefixes.push(key as Cidr);
+      }
+    }
+    if (prefixes.length > 0) {
+      // A prefix that came or went covers or bares others.
+      const cover = (member: Cidr) => prefixes.some((prefix) => cidrContains(prefix, cidrAddress(member)));
+      for (const elements of [this, previous]) {
+        elements.eachMember((member) => {
+          if (cover(member)) touched.add(member);
+        });
+      }
+    }
+    for (const member of touched) {
+      const before = previous.holds(member as Cidr), after = this.holds(member as Cidr);
+      if (before === after) continue;
+      yield { key: this.key(member as Cidr), before: before || undefined, after: after || undefined };
+    }
+  }
+
+  private eachMember(visit: (member: Cidr) => void): void {
+    const memberLength = this.family === 4 ? 5 : 17;
+    const seen = this.filled.length + this.nets.length > 1 ? new Set<string>() : undefined;
+    const one = (member: string) => {
+      if (member.length !== memberLength || seen?.has(member)) return;
+      seen?.add(member);
+      visit(member as Cidr);
+    };
+    this.nets.forEach(one);
+    for (const source of this.filled) source.forEach((_, member) => one(member));
+  }
+
+  private holds(member: Cidr): boolean {
+    return this.has(member) && !this.covered(member);
+  }
+
+  private has(member: string): boolean {
+    return this.literals.has(member) || this.filled.some((source) => source.has(member));
+  }
+
+  private covered(member: Cidr): boolean {
+    const prefix = cidrPrefix(member);
+    for (const length of this.lengths) {
+      if (length >= prefix) return false;
+      if (this.has(makeCidr(cidrAddress(member), length))) return true;
+    }
+    return false;
+  }
+
+  private key(member: Cidr): ElementKey {
+    return this.interval ? cidrAddress(member) + cidrLast(member) : cidrAddress(member);
+  }
+}
+
+/** The members of a `port` set in one family: address, protocol and port, each padded to a register. */
+export class PortElements implements Elements {
+  constructor(readonly family: Family, readonly source: PersistentMap<SetMember, true>) {}
+
+  forEach(visit: (value: ElementValue, key: ElementKey) => void): void {
+    this.source.forEach((_, member) => {
+      if (this.ours(member)) visit(true, portKey(member));
+    });
+  }
+
+  changesSince(previous: Elements): Iterable<ElementChange> | undefined {
+    if (!(previous instanceof PortElements) || previous.family !== this.family) return undefined;
+    return this.changes(previous);
+  }
+
+  private *changes(previous: PortElements): Iterable<ElementChange> {
+    for (const { key, before, after } of this.source.changesSince(previous.source)) {
+      if (this.ours(key)) yield { key: portKey(key), before, after };
+    }
+  }
+
+  private ours(member: SetMember): boolean {
+    return member.length === (this.family === 4 ? 7 : 19);
+  }
+}
+
+/** Address, protocol, port: the key of a `port` set element. */
+export function portKey(member: SetMember): ElementKey {
+  const end = member.length - 3;
+  return member.slice(0, end) + member[end] + "\0\0\0" + member.slice(end + 1) + "\0\0";
+}
+
+/** One address. */
+export const isHost = (cidr: Cidr): boolean => cidrPrefix(cidr) === familyBits(cidrFamily(cidr));
+
+// ----------------------------------------------------------------------------------------------------- prefix arithmetic
+
+/** The prefixes that no other of them covers, sorted: the same addresses, without overlap. All of one family. */
+export function maximalNets(nets: readonly Cidr[]): readonly Cidr[] {
+  const sorted = [...new Set(nets)].sort();
+  const kept: Cidr[] = [];
+  for (const net of sorted) {
+    // Sorted by address, then length: whoever covers `net` stands right before it among those kept.
+    const last = kept[kept.length - 1];
+    if (last === undefined || last.length !== net.length || !cidrContains(last, cidrAddress(net)) || cidrPrefix(last) > cidrPrefix(net)) {
+      kept.push(net);
+    }
+  }
+  return kept;
+}
+
+/** The addresses of `nets` that are in none of `holes`, all of one family, as prefixes without overlap. */
+export function subtractNets(nets: readonly Cidr[], holes: readonly Cidr[]): readonly Cidr[] {
+  const left: Cidr[] = [];
+  const cut = (net: Cidr, inside: readonly Cidr[]): void => {
+    const within = inside.filter((hole) => cidrContains(net, cidrAddress(hole)) || cidrContains(hole, cidrAddress(net)));
+    if (within.length === 0) {
+      left.push(net);
+      return;
+    }
+    if (within.some((hole) => cidrPrefix(hole) <= cidrPrefix(net))) return;
+    const length = cidrPrefix(net) + 1;
+    const low = makeCidr(cidrAddress(net), length);
+    cut(low, within);
+    cut(makeCidr(setBit(cidrAddress(net), length - 1), length), within);
+  };
+  const minimal = maximalNets(holes);
+  for (const net of maximalNets(nets)) cut(net, minimal);
+  return left;
+}
+
+function setBit(address: Address, bit: number): Address {
+  const at = bit >> 3;
+  const byte = address.charCodeAt(at) | 0x80 >> (bit & 7);
+  return (address.slice(0, at) + String.fromCharCode(byte) + address.slice(at + 1)) as Address;
+}

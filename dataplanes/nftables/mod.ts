@@ -1,0 +1,249 @@
+/** The nftables dataplane: policy and masquerading as the table `inet manx`, one transaction a generation. */
+import type { DesiredState } from "../../src/model/desired.ts";
+import type { Dataplane, Report } from "../../src/sdk/dataplane.ts";
+import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
+import { definePlugin, type Host } from "../../src/sdk/plugin.ts";
+import { explainError } from "../../src/sdk/errors.ts";
+import { isErrno } from "../../src/kernel/errors.ts";
+import { deleteTable, GROUP_NFTABLES, NETLINK_NETFILTER, SUBSYSTEM_NFTABLES, tableOf } from "../../src/kernel/netlink/schema/nftables.ts";
+import { lowestBit, type NftablesConfig, parseConfig } from "./config.ts";
+import { diff, TABLE } from "./diff.ts";
+import { probe } from "./probe.ts";
+import { type Found, readGeneration, readTable } from "./read.ts";
+import { Renderer } from "./render.ts";
+import type { Ruleset } from "./ruleset.ts";
+
+/** Somebody who keeps writing to nftables makes a transaction stale (ERESTART) so often at most before it is reported. */
+const STALE_TRIES = 8;
+/** Any other refusal: once for what we thought was there, once for what is. */
+const REFUSED_TRIES = 2;
+/** Foreign changes come in bursts (`nft -f`): wait this long for the rest before the alarm. */
+const DRIFT_SETTLE_MS = 20;
+/** Above this, our own transaction would flood the listener with events of its own. */
+const QUIET_MESSAGES_BYTES = 512 * 1024;
+
+export default definePlugin({
+  api: "1.0",
+  kind: "dataplane",
+  name: "nftables",
+  parseConfig,
+  async open(config: NftablesConfig, host: Host): Promise<Dataplane> {
+    const socket = host.kernel.netlink(NETLINK_NETFILTER);
+    try {
+      return new NftablesDataplane(config, host, socket, probe(socket));
+    } catch (error) {
+      socket[Symbol.dispose]();
+      throw error;
+    }
+  },
+});
+
+class NftablesDataplane implements Dataplane {
+  private readonly renderer: Renderer;
+  /** What the table holds as far as we know; undefined: it must be read. */
+  private there: { readonly ruleset: Ruleset | undefined; readonly replace: boolean } | undefined;
+  /** NFTA_GEN_ID right after our last transaction or read. */
+  private generation: number | undefined;
+  /** Somebody wrote to nftables after `generation`; whether to our table, only events or reading can tell. */
+  private othersWrote = false;
+  private desired: DesiredState | undefined;
+  private listener: Listener | undefined;
+
+  constructor(
+    config: NftablesConfig,
+    private readonly host: Host,
+    private readonly socket: NetlinkSocket,
+    readonly capabilities: Dataplane["capabilities"],
+  ) {
+    this.renderer = new Renderer({ logGroup: config.logGroup, passedMark: lowestBit(config.markMask) });
+  }
+
+  async apply(desired: DesiredState): Promise<Report> {
+    this.desired = desired;
+    return this.bring(desired);
+  }
+
+  async resync(): Promise<Report> {
+    this.there = undefined;
+    if (this.desired === undefined) return { generation: 0, converged: true, messages: 0, problems: [] };
+    return this.bring(this.desired);
+  }
+
+  private bring(desired: DesiredState): Report {
+    const { ruleset, problems } = this.renderer.render(desired);
+    for (let stale = 0, refused = 0;;) {
+      try {
+        const messages = this.write(desired, ruleset);
+        return { generation: desired.generation, converged: true, messages, problems };
+      } catch (error) {
+        // The state of the table is not what we thought; the kernel has done nothing. Look, and try again.
+        this.there = undefined;
+        if (isErrno(error, "ERESTART") ? ++stale >= STALE_TRIES : ++refused >= REFUSED_TRIES) {
+          const problem = explainError(error);
+          this.host.log.error("nftables transaction failed", { generation: desired.generation, error: problem });
+          return { generation: desired.generation, converged: false, messages: 0, problems: [...problems, problem] };
+        }
+      }
+    }
+  }
+
+  /** One transaction; none where nothing differs. Returns how many messages it had. @throws {KernelError} */
+  private write(desired: DesiredState, ruleset: Ruleset): number {
+    const known = this.there !== undefined && this.generation !== undefined;
+    const found = known ? { ...this.there!, generation: readGeneration(this.socket) } : readTable(this.socket);
+    if (!known) this.othersWrote = false;
+    else if (found.generation !== this.generation) this.othersWrote = true;
+    const messages = messagesFor(found, ruleset);
+    if (messages.length > 0) this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, messages, found.generation);
+    else this.generation = found.generation;
+    this.there = { ruleset, replace: false };
+    return messages.length;
+  }
+
+  private send(operation: string, messages: readonly NetlinkMessage[], generation: number): void {
+    const listener = messages.reduce((sum, message) => sum + message.payload.length, 0) > QUIET_MESSAGES_BYTES ? this.listener : undefined;
+    listener?.pause();
+    try {
+      // With the generation: nobody else's write comes between what was compared and this.
+      this.socket.transaction(operation, SUBSYSTEM_NFTABLES, messages, generation);
+    } finally {
+      listener?.resume();
+    }
+    this.generation = nextGeneration(generation);
+    // While the listener was away: whoever wrote then went unheard.
+    if (listener !== undefined && readGeneration(this.socket) !== this.generation) listener.alarm("somebody wrote to nftables meanwhile");
+  }
+
+  async *drift(signal: AbortSignal): AsyncIterable<string> {
+    const listener = new Listener(this.host, this.socket.portId, () => this.eventsLost());
+    this.listener = listener;
+    try {
+      for (;;) {
+        const reason = await listener.next(signal);
+        if (reason === undefined) return;
+        await this.host.clock.sleep(DRIFT_SETTLE_MS, signal).catch(() => {});
+        if (signal.aborted) return;
+        listener.settle();
+        this.there = undefined;
+        yield reason;
+      }
+    } finally {
+      listener[Symbol.dispose]();
+      if (this.listener === listener) this.listener = undefined;
+    }
+  }
+
+  /** Whether lost events may have told of somebody else's write. */
+  private eventsLost(): boolean {
+    return this.othersWrote || this.there === undefined || readGeneration(this.socket) !== this.generation;
+  }
+
+  async sweep(): Promise<Report> {
+    this.there = undefined;
+    this.desired = undefined;
+    try {
+      this.socket.transaction(`delete table inet ${TABLE.table}`, SUBSYSTEM_NFTABLES, [deleteTable(TABLE)]);
+      return { generation: 0, converged: true, messages: 1, problems: [] };
+    } catch (error) {
+      if (isErrno(error, "ENOENT")) return { generation: 0, converged: true, messages: 0, problems: [] };
+      return { generation: 0, converged: false, messages: 0, problems: [explainError(error)] };
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.listener?.[Symbol.dispose]();
+    this.socket[Symbol.dispose]();
+  }
+}
+
+const messagesFor = (found: Pick<Found, "ruleset" | "replace">, ruleset: Ruleset): readonly NetlinkMessage[] =>
+  found.replace ? [deleteTable(TABLE), ...diff(undefined, ruleset)] : diff(found.ruleset, ruleset);
+
+/** nft_base_seq counts up with each commit and leaves out 0. */
+const nextGeneration = (generation: number): number => (generation + 1) >>> 0 || 1;
+
+/** Events of our table that we did not cause. */
+class Listener {
+  private socket: NetlinkSocket | undefined;
+  private stop: AbortController | undefined;
+  private reason: string | undefined;
+  private wake: () => void = () => {};
+  private closed = false;
+
+  constructor(
+    private readonly host: Host,
+    private readonly ownPortId: number,
+    private readonly lossMatters: () => boolean,
+  ) {
+    this.resume();
+  }
+
+  /** The first reason since the last `settle`; undefined when the signal aborts or the listener is closed. */
+  async next(signal: AbortSignal): Promise<string | undefined> {
+    const wake = () => this.wake();
+    signal.addEventListener("abort", wake, { once: true });
+    try {
+      while (this.reason === undefined && !this.closed && !signal.aborted) {
+        await new Promise<void>((resolve) => this.wake = resolve);
+      }
+    } finally {
+      signal.removeEventListener("abort", wake);
+    }
+    return signal.aborted || this.closed ? undefined : this.reason;
+  }
+
+  settle(): void {
+    this.reason = undefined;
+  }
+
+  alarm(reason: string): void {
+    this.reason ??= reason;
+    this.wake();
+  }
+
+  pause(): void {
+    this.stop?.abort();
+    this.socket?.[Symbol.dispose]();
+    this.socket = undefined;
+  }
+
+  resume(): void {
+    if (this.closed) return;
+    const socket = this.host.kernel.netlink(NETLINK_NETFILTER, { groups: [GROUP_NFTABLES] });
+    const stop = new AbortController();
+    this.socket = socket;
+    this.stop = stop;
+    void this.listen(socket, stop.signal);
+  }
+
+  private async listen(socket: NetlinkSocket, signal: AbortSignal): Promise<void> {
+    try {
+      for await (const messages of socket.events(signal)) {
+        for (const message of messages) {
+          if (message.portId === this.ownPortId) continue;
+          const table = tableOf(message);
+          if (table?.table !== TABLE.table || table.family !== TABLE.family) continue;
+          this.alarm(`table inet ${TABLE.table} was changed by somebody else (netlink port ${message.portId ?? 0})`);
+          break;
+        }
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      this.pause();
+      if (!isErrno(error, "ENOBUFS")) this.host.log.warn("nftables events failed", { error: explainError(error) });
+      try {
+        this.resume();
+        if (this.lossMatters()) this.alarm("events of nftables were lost");
+      } catch (failure) {
+        this.host.log.error("nftables events cannot be had", { error: explainError(failure) });
+        this.alarm("events of nftables cannot be had");
+      }
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.closed = true;
+    this.pause();
+    this.wake();
+  }
+}

@@ -1,0 +1,159 @@
+/** Our table as the kernel has it, in the form that render gives: equal content, equal value. */
+import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
+import { isErrno } from "../../src/kernel/errors.ts";
+import {
+  type BaseChain,
+  DATA_TYPE_VERDICT,
+  ElementFlag,
+  getChains,
+  getElements,
+  getGeneration,
+  getRules,
+  getSets,
+  getTable,
+  HOOKS,
+  parseChain,
+  parseElements,
+  parseGeneration,
+  parseRule,
+  parseSet,
+  parseTable,
+  type SetAttributes,
+  SetFlag,
+  type TableName,
+  type WireElement,
+} from "../../src/kernel/netlink/schema/nftables.ts";
+import { expressionFromWire, type Verdict } from "../../src/kernel/netlink/schema/nftables_expression.ts";
+import { keyBefore, TABLE } from "./diff.ts";
+import {
+  type ElementKey,
+  elementsOf,
+  type ElementValue,
+  type Expression,
+  fieldsOfKeyType,
+  keyLength,
+  type NftChain,
+  type NftSet,
+  type Ruleset,
+} from "./ruleset.ts";
+
+export interface Found {
+  /** Undefined where there is no table, or one that must be made anew. */
+  readonly ruleset: Ruleset | undefined;
+  /** The table is there but must go first: it is dormant, or belongs to a process. */
+  readonly replace: boolean;
+  /** NFTA_GEN_ID that it was read at. */
+  readonly generation: number;
+}
+
+/** Reads while others keep writing are repeated so often. */
+const READ_TRIES = 5;
+
+export function readGeneration(socket: NetlinkSocket): number {
+  for (const answer of socket.request("read the nftables generation", [getGeneration()])) {
+    const { id } = parseGeneration(answer).attributes;
+    if (id !== undefined) return id;
+  }
+  throw new Error("read the nftables generation: found no NFTA_GEN_ID in the answer");
+}
+
+/** @throws {KernelError} */
+export function readTable(socket: NetlinkSocket, table = TABLE): Found {
+  for (let tries = 1;; tries++) {
+    const generation = readGeneration(socket);
+    try {
+      const found = readOnce(socket, table);
+      if (readGeneration(socket) === generation || tries === READ_TRIES) return { ...found, generation };
+    } catch (error) {
+      // A set or the table went away between two dumps.
+      if (!isErrno(error, "ENOENT") || tries === READ_TRIES) throw error;
+    }
+  }
+}
+
+function readOnce(socket: NetlinkSocket, table: TableName): Omit<Found, "generation"> {
+  let answers: readonly NetlinkMessage[];
+  try {
+    answers = socket.request(`read table ${table.table}`, [getTable(table)]);
+  } catch (error) {
+    if (isErrno(error, "ENOENT")) return { ruleset: undefined, replace: false };
+    throw error;
+  }
+  if (answers.some((answer) => (parseTable(answer).attributes.flags ?? 0) !== 0)) return { ruleset: undefined, replace: true };
+
+  const chains = new Map<string, { base?: BaseChain; rules: (readonly Expression[])[] }>();
+  for (const message of socket.dump("list chains", getChains(table.family))) {
+    const { header, attributes } = parseChain(message);
+    if (header.family !== table.family || attributes.table !== table.table || attributes.name === undefined) continue;
+    const base = attributes.hook === undefined ? undefined : {
+      type: (attributes.type ?? "filter") as BaseChain["type"],
+      hook: HOOKS[attributes.hook.number ?? 0] ?? "prerouting",
+      priority: attributes.hook.priority ?? 0,
+      policy: attributes.policy === 0 ? "drop" as const : "accept" as const,
+    };
+    chains.set(attributes.name, base === undefined ? { rules: [] } : { base, rules: [] });
+  }
+  for (const message of socket.dump("list rules", getRules(table))) {
+    const { attributes } = parseRule(message);
+    if (attributes.table !== table.table) continue;
+    chains.get(attributes.chain ?? "")?.rules.push((attributes.expressions ?? []).map(expressionFromWire));
+  }
+  const sets = new Map<string, NftSet>();
+  for (const message of socket.dump("list sets", getSets(table))) {
+    const { attributes } = parseSet(message);
+    if (attributes.table !== table.table || attributes.name === undefined) continue;
+    sets.set(attributes.name, readSet(socket, table, attributes.name, attributes));
+  }
+  return { ruleset: { sets, chains: chains as ReadonlyMap<string, NftChain> }, replace: false };
+}
+
+/** A set that no state renders to: whatever is wanted in its place differs in form. */
+const STRANGE: NftSet = { fields: [], interval: false, map: false, elements: elementsOf([]) };
+const OUR_FLAGS = SetFlag.Interval | SetFlag.Map | SetFlag.Concatenation;
+
+function readSet(socket: NetlinkSocket, table: TableName, name: string, attributes: SetAttributes): NftSet {
+  const flags = attributes.flags ?? 0;
+  const fields = fieldsOfKeyType(attributes.keyType ?? 0);
+  const map = (flags & SetFlag.Map) !== 0;
+  const interval = (flags & SetFlag.Interval) !== 0;
+  const concatenated = (flags & SetFlag.Concatenation) !== 0;
+  if (
+    fields === undefined || (flags & ~OUR_FLAGS) !== 0 || keyLength(fields) !== attributes.keyLength ||
+    map !== (attributes.dataType === DATA_TYPE_VERDICT) || concatenated !== (interval && fields.length > 1) ||
+    attributes.timeout !== undefined || attributes.expression !== undefined ||
+    attributes.expressions !== undefined
+  ) return STRANGE;
+  const elements: WireElement[] = [];
+  for (const message of socket.dump(`list elements of ${name}`, getElements(table, name))) {
+    for (const element of parseElements(message).elements) elements.push(element);
+  }
+  const entries = interval && !concatenated
+    ? intervals(elements)
+    : elements.map((one) => [one.key + (interval ? one.keyEnd ?? one.key : ""), valueOf(one, map)] as const);
+  return { fields, interval, map, capacity: attributes.description?.size, elements: elementsOf(entries) };
+}
+
+const UNLIKE: Verdict = { kind: "other", code: 0 };
+
+function valueOf(one: WireElement, map: boolean): ElementValue {
+  if (one.more || one.data !== undefined || map !== (one.verdict !== undefined) || ((one.flags ?? 0) & ElementFlag.CatchAll) !== 0) return UNLIKE;
+  return one.verdict ?? true;
+}
+
+/** Starts and ends of a red-black tree set, paired. */
+function intervals(elements: WireElement[]): [ElementKey, ElementValue][] {
+  const isEnd = (one: WireElement) => ((one.flags ?? 0) & ElementFlag.IntervalEnd) !== 0;
+  elements.sort((a, b) => a.key < b.key ? -1 : a.key > b.key ? 1 : Number(isEnd(b)) - Number(isEnd(a)));
+  const found: [ElementKey, ElementValue][] = [];
+  let open: WireElement | undefined;
+  const close = (end: string | undefined) => {
+    if (open !== undefined) found.push([open.key + (end ?? "\xff".repeat(open.key.length)), valueOf(open, open.verdict !== undefined)]);
+    open = undefined;
+  };
+  for (const one of elements) {
+    close(keyBefore(one.key));
+    if (!isEnd(one)) open = one;
+  }
+  close(undefined);
+  return found;
+}

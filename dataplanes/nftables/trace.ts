@@ -1,0 +1,337 @@
+/**
+ * Walks a ruleset for one packet as the kernel would, and says every step. Pure. It errs on any expression whose meaning it
+ * does not know: a trace that guesses is worse than none.
+ */
+import { type Address, addressFamily } from "../../src/model/address.ts";
+import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
+import { portBytes } from "./ports.ts";
+import { printRule } from "./print.ts";
+import {
+  type ElementKey,
+  type ElementValue,
+  type Expression,
+  interfaceKey,
+  KEY_FIELDS,
+  keyLength,
+  type NftSet,
+  type Rule,
+  type Ruleset,
+  type Verdict,
+} from "./ruleset.ts";
+
+export type Hook = "prerouting" | "input" | "forward" | "output" | "postrouting";
+
+/** A packet at one hook. Addresses and ports are what the headers hold there: DNAT happens between priorities. */
+export interface TracedPacket {
+  readonly source: Address;
+  readonly destination: Address;
+  readonly protocol: number;
+  readonly sourcePort?: number;
+  readonly destinationPort?: number;
+  readonly icmp?: { readonly type: number; readonly code: number };
+  /** Absent: none at this hook. */
+  readonly inInterface?: string;
+  readonly outInterface?: string;
+  readonly state: "new" | "established" | "related" | "invalid" | "untracked";
+  readonly mark?: number;
+}
+
+export interface TraceStep {
+  readonly chain: string;
+  /** From 0; -1 is the end of the chain. */
+  readonly rule: number;
+  readonly text: string;
+}
+
+export interface Trace {
+  readonly verdict: "accept" | "drop";
+  /** Rules that matched, in order. */
+  readonly steps: readonly TraceStep[];
+  /** Afterwards. */
+  readonly mark: number;
+  readonly tracked: boolean;
+  readonly masqueraded: boolean;
+  readonly logged: readonly string[];
+}
+
+/** The rule uses something that has no known meaning here. */
+export class TraceError extends Error {
+  override readonly name = "TraceError";
+}
+
+/** All base chains of the hook, by priority. @throws {TraceError} */
+export function traceHook(ruleset: Ruleset, hook: Hook, packet: TracedPacket): Trace {
+  const walk = new Walk(ruleset, packet);
+  const chains = [...ruleset.chains].filter(([, chain]) => chain.base?.hook === hook)
+    .sort(([, a], [, b]) => a.base!.priority - b.base!.priority);
+  let verdict: "accept" | "drop" = "accept";
+  for (const [name, chain] of chains) {
+    const ended = walk.chain(name, 0);
+    verdict = ended === "fell" ? chain.base!.policy : ended;
+    if (verdict === "drop") break;
+  }
+  const { steps, mark, tracked, masqueraded, logged } = walk;
+  return { verdict, steps, mark, tracked, masqueraded, logged };
+}
+
+/** The first packet of a flow on its way through the node. */
+export interface TracedPath {
+  /** After DNAT. */
+  readonly packet: Omit<TracedPacket, "inInterface" | "outInterface" | "mark">;
+  /** As it came in, where DNAT changed it. */
+  readonly beforeDnat?: Omit<TracedPacket, "inInterface" | "outInterface" | "mark">;
+  /** Absent: a process of the node sent it. */
+  readonly inInterface?: string;
+  /** Absent: it is for the node itself. */
+  readonly outInterface?: string;
+}
+
+/** One hook after the other, mark and tracking carried along, up to the drop. @throws {TraceError} */
+export function tracePath(ruleset: Ruleset, path: TracedPath): readonly (Trace & { readonly hook: Hook })[] {
+  const { inInterface, outInterface } = path;
+  const hooks: Hook[] = inInterface === undefined
+    ? ["output", "postrouting"]
+    : outInterface === undefined
+    ? ["prerouting", "input"]
+    : ["prerouting", "forward", "postrouting"];
+  const traces: (Trace & { readonly hook: Hook })[] = [];
+  let mark = 0, tracked = true;
+  for (const hook of hooks) {
+    const seen = hook === "prerouting" ? path.beforeDnat ?? path.packet : path.packet;
+    const state = tracked ? seen.state : "untracked";
+    const trace = traceHook(ruleset, hook, {
+      ...seen,
+      state,
+      mark,
+      inInterface: hook === "output" || hook === "postrouting" ? undefined : inInterface,
+      outInterface: hook === "prerouting" || hook === "input" ? undefined : outInterface,
+    });
+    traces.push({ hook, ...trace });
+    if (trace.verdict === "drop") break;
+    ({ mark, tracked } = trace);
+  }
+  return traces;
+}
+
+/** A chain by itself; `fell` = its end was reached, or it returned. @throws {TraceError} */
+export function traceChain(ruleset: Ruleset, chain: string, packet: TracedPacket): "accept" | "drop" | "fell" {
+  return new Walk(ruleset, packet).chain(chain, 0);
+}
+
+/** NFT_JUMP_STACK_SIZE of include/net/netfilter/nf_tables.h. */
+const DEPTH_MAX = 16;
+
+class Walk {
+  readonly steps: TraceStep[] = [];
+  readonly logged: string[] = [];
+  mark: number;
+  tracked: boolean;
+  masqueraded = false;
+  private readonly network: string;
+  private readonly transport: string | undefined;
+
+  constructor(readonly ruleset: Ruleset, readonly packet: TracedPacket) {
+    this.mark = packet.mark ?? 0;
+    this.tracked = packet.state !== "untracked";
+    const family = addressFamily(packet.destination);
+    this.network = "\0".repeat(family === 4 ? 12 : 8) + packet.source + packet.destination;
+    if (packet.icmp !== undefined) this.transport = String.fromCharCode(packet.icmp.type, packet.icmp.code) + "\0\0\0\0\0\0";
+    else if (hasPorts(packet.protocol)) this.transport = portBytes(packet.sourcePort ?? 0) + portBytes(packet.destinationPort ?? 0) + "\0\0\0\0";
+    else this.transport = packet.protocol === PROTOCOLS.ICMP || packet.protocol === PROTOCOLS.ICMPv6 ? undefined : "\0".repeat(8);
+  }
+
+  chain(name: string, depth: number): "accept" | "drop" | "fell" {
+    const chain = this.ruleset.chains.get(name);
+    if (chain === undefined) throw new TraceError(`trace: found no chain ${name}, wanted the one a rule goes to`);
+    if (depth >= DEPTH_MAX) throw new TraceError(`trace: found chain ${name} at depth ${depth}, wanted less than ${DEPTH_MAX}`);
+    for (const [index, rule] of chain.rules.entries()) {
+      const verdict = this.rule(rule);
+      if (verdict === undefined) continue;
+      this.steps.push({ chain: name, rule: index, text: printRule(rule) });
+      switch (verdict.kind) {
+        case "accept":
+        case "drop":
+          return verdict.kind;
+        case "return":
+          return "fell";
+        case "continue":
+          break;
+        case "goto":
+          return this.chain(verdict.chain, depth + 1);
+        case "jump": {
+          const ended = this.chain(verdict.chain, depth + 1);
+          if (ended !== "fell") return ended;
+          break;
+        }
+        case "other":
+          throw new TraceError(`trace: found verdict ${verdict.code} in chain ${name}, wanted one that is known`);
+      }
+    }
+    return "fell";
+  }
+
+  /** `continue` where the rule matched and says nothing more; undefined where it did not match. */
+  private rule(rule: Rule): Verdict | undefined {
+    const registers = new Array<string>(16).fill("\0\0\0\0");
+    const put = (at: number, data: string) => {
+      for (let i = 0; i < data.length; i += 4) registers[at + i / 4] = data.slice(i, i + 4).padEnd(4, "\0");
+    };
+    const get = (at: number, length: number) => registers.slice(at, at + (length + 3 >> 2)).join("").slice(0, length);
+    for (const one of rule) {
+      switch (one.op) {
+        case "meta": {
+          const data = this.meta(one.key);
+          if (data === undefined) return undefined;
+          put(one.dreg, data);
+          break;
+        }
+        case "setMark":
+          this.mark = fromHostWord(get(one.sreg, 4));
+          break;
+        case "payload": {
+          const data = this.payload(one);
+          if (data === undefined) return undefined;
+          put(one.dreg, data);
+          break;
+        }
+        case "ct":
+          if (one.key !== "state") throw new TraceError(`trace: found ct ${one.key}, wanted ct state`);
+          put(one.dreg, CT_STATES[this.tracked ? this.packet.state : "untracked"]);
+          break;
+        case "cmp":
+          if (!compare(get(one.sreg, one.data.length), one.is, one.data)) return undefined;
+          break;
+        case "range": {
+          const value = get(one.sreg, one.from.length);
+          if ((value >= one.from && value <= one.to) !== (one.is === "eq")) return undefined;
+          break;
+        }
+        case "bitwise": {
+          const value = get(one.sreg, one.mask.length);
+          let data = "";
+          for (let i = 0; i < value.length; i++) {
+            data += String.fromCharCode(value.charCodeAt(i) & one.mask.charCodeAt(i) ^ one.xor.charCodeAt(i));
+          }
+          put(one.dreg, data);
+          break;
+        }
+        case "lookup": {
+          const set = this.set(one.set);
+          if ((findElement(set, get(one.sreg, keyLength(set.fields))) !== undefined) === one.invert) return undefined;
+          break;
+        }
+        case "vmap": {
+          const set = this.set(one.set);
+          const found = findElement(set, get(one.sreg, keyLength(set.fields)));
+          if (found === undefined) return undefined;
+          if (found === true) throw new TraceError(`trace: found set ${one.set}, wanted a verdict map`);
+          return found;
+        }
+        case "verdict":
+          return one.verdict;
+        case "log":
+          this.logged.push(one.prefix);
+          break;
+        case "notrack":
+          this.tracked = false;
+          break;
+        case "masquerade":
+          this.masqueraded = true;
+          return { kind: "accept" };
+        case "counter":
+        case "limit":
+          break;
+        case "other":
+          throw new TraceError(`trace: found expression ${one.name} ${one.attributes}, wanted one whose meaning is known`);
+      }
+    }
+    return { kind: "continue" };
+  }
+
+  private set(name: string): NftSet {
+    const set = this.ruleset.sets.get(name);
+    if (set === undefined) throw new TraceError(`trace: found no set ${name}, wanted the one a rule looks up`);
+    return set;
+  }
+
+  private meta(key: Extract<Expression, { op: "meta" }>["key"]): string | undefined {
+    switch (key) {
+      case "iifname":
+        return interfaceKey(this.packet.inInterface ?? "");
+      case "oifname":
+        return interfaceKey(this.packet.outInterface ?? "");
+      case "nfproto":
+        return addressFamily(this.packet.destination) === 4 ? "\x02" : "\x0a";
+      case "l4proto":
+        return String.fromCharCode(this.packet.protocol);
+      case "mark":
+        return hostWord(this.mark);
+    }
+  }
+
+  private payload(one: Extract<Expression, { op: "payload" }>): string | undefined {
+    if (one.base === "link") throw new TraceError("trace: found a load from the link header, wanted network or transport");
+    const header = one.base === "network" ? this.network : this.transport;
+    if (header === undefined) return undefined;
+    if (one.offset + one.length > header.length) {
+      throw new TraceError(`trace: found a load of ${one.base} ${one.offset}+${one.length}, wanted within ${header.length} bytes`);
+    }
+    return header.slice(one.offset, one.offset + one.length);
+  }
+}
+
+const CT_STATES = { invalid: "\x01\0\0\0", established: "\x02\0\0\0", related: "\x04\0\0\0", new: "\x08\0\0\0", untracked: "\x40\0\0\0" };
+
+const hostWord = (value: number): string =>
+  String.fromCharCode(value & 0xff, value >>> 8 & 0xff, value >>> 16 & 0xff, value >>> 24);
+const fromHostWord = (word: string): number =>
+  (word.charCodeAt(0) | word.charCodeAt(1) << 8 | word.charCodeAt(2) << 16 | word.charCodeAt(3) << 24) >>> 0;
+
+function compare(value: string, is: Extract<Expression, { op: "cmp" }>["is"], data: string): boolean {
+  switch (is) {
+    case "eq":
+      return value === data;
+    case "neq":
+      return value !== data;
+    case "lt":
+      return value < data;
+    case "lte":
+      return value <= data;
+    case "gt":
+      return value > data;
+    case "gte":
+      return value >= data;
+  }
+}
+
+type Index =
+  | { readonly plain: ReadonlyMap<ElementKey, ElementValue> }
+  | { readonly ranges: readonly { readonly first: string; readonly last: string; readonly value: ElementValue }[] };
+const indexes = new WeakMap<NftSet, Index>();
+
+/** The value of the element that holds `key`; undefined where none does. */
+export function findElement(set: NftSet, key: string): ElementValue | undefined {
+  let index = indexes.get(set);
+  if (index === undefined) indexes.set(set, index = indexOf(set));
+  if ("plain" in index) return index.plain.get(key);
+  return index.ranges.find(({ first, last }) => within(set, key, first, last))?.value;
+}
+
+function indexOf(set: NftSet): Index {
+  const plain = new Map<ElementKey, ElementValue>();
+  set.elements.forEach((value, key) => plain.set(key, value));
+  if (!set.interval) return { plain };
+  return { ranges: [...plain].map(([key, value]) => ({ first: key.slice(0, key.length / 2), last: key.slice(key.length / 2), value })) };
+}
+
+/** Field by field, as concatenated ranges are. */
+function within(set: NftSet, key: string, first: string, last: string): boolean {
+  let at = 0;
+  return set.fields.every((field) => {
+    const { length } = KEY_FIELDS[field];
+    const part = key.slice(at, at + length);
+    const holds = part >= first.slice(at, at + length) && part <= last.slice(at, at + length);
+    at += length + 3 & ~3;
+    return holds;
+  });
+}

@@ -1,0 +1,73 @@
+/**
+ * What travels over the daemon's socket: HTTP/1.1 on a unix socket, JSON bodies. Every response with a status of 400 or more
+ * carries an `ErrorReply` (sdk/attach.ts). CNI requests and replies are in sdk/attach.ts as well.
+ */
+import type { PluginView, WaitKey } from "../host/view.ts";
+import type { KindDefinition } from "../sdk/policy_source.ts";
+
+export type {
+  ApplyReply,
+  IpamView as IpamReply,
+  ManifestRequest,
+  Outcome,
+  PluginView,
+  ProblemView,
+  ResourceList,
+  ResourceOutcome,
+  StatusView as StatusReply,
+  TimingView,
+  WaitKey,
+} from "../host/view.ts";
+
+export { DEFAULT_SOCKET } from "../host/defaults.ts";
+
+export const PATHS = {
+  /** POST ManifestRequest → ApplyReply */
+  apply: "/v1/apply",
+  /** POST ManifestRequest → ApplyReply */
+  delete: "/v1/delete",
+  /** POST WaitRequest → WaitReply; 504 with code `deadline` */
+  wait: "/v1/wait",
+  /**
+   * GET /v1/resources/PLURAL?namespace=NS (absent: all) and /v1/resources/PLURAL/NAME?namespace=NS (absent: default) → ResourceList;
+   * DELETE /v1/resources/PLURAL/NAME?namespace=NS&wait=MS → ApplyReply
+   */
+  resources: "/v1/resources",
+  /** GET → KindList */
+  kinds: "/v1/kinds",
+  /** GET → StatusReply */
+  status: "/v1/status",
+  /** GET → PluginsReply */
+  plugins: "/v1/plugins",
+  /** GET → VersionReply */
+  version: "/v1/version",
+  /** GET → IpamReply */
+  ipam: "/v1/ipam",
+  /** POST /v1/cni/{add,del,check,gc,status}: AddRequest → AddReply; DelRequest, CheckRequest, GcRequest, {} → {} */
+  cni: "/v1/cni",
+} as const;
+
+export interface WaitRequest {
+  readonly keys: readonly WaitKey[];
+  readonly deadlineMs: number;
+}
+
+export interface WaitReply {
+  readonly waitedMs: number;
+}
+
+export type KindView = KindDefinition;
+
+export interface KindList {
+  readonly kinds: readonly KindView[];
+}
+
+export interface PluginsReply {
+  readonly api: string;
+  readonly plugins: readonly PluginView[];
+}
+
+export interface VersionReply {
+  readonly version: string;
+  readonly api: string;
+}

@@ -1,0 +1,124 @@
+import type { Labels } from "../model/selector.ts";
+import type { AddressSets } from "./address_sets.ts";
+import type { ContextSpec, Endpoint, LabelClass, LabelClasses } from "./label_class.ts";
+import { SetMap } from "./set_map.ts";
+import type { WorldStore } from "./store.ts";
+
+export type EndpointKind = "workload" | "pod" | "hostEndpoint" | "networkSet";
+
+interface EndpointSpec extends Pick<Endpoint, "addresses" | "nets" | "ports"> {
+  readonly context: ContextSpec;
+  readonly own: Labels;
+}
+
+/** Everything with labels and addresses, in its class and in the sets that the class is in. */
+export class Endpoints {
+  readonly #endpoints: Readonly<Record<EndpointKind, Map<string, Endpoint>>> = {
+    workload: new Map(),
+    pod: new Map(),
+    hostEndpoint: new Map(),
+    networkSet: new Map(),
+  };
+  /** Pod id → workloads that stand for it, and back. */
+  readonly #joined = new SetMap<string, string>();
+  readonly #podOf = new Map<string, string>();
+
+  constructor(readonly store: WorldStore, readonly classes: LabelClasses, readonly sets: AddressSets) {}
+
+  /** The class of an endpoint, for lists of policies. */
+  classOf(kind: EndpointKind, id: string): LabelClass | undefined {
+    return this.#endpoints[kind].get(id)?.labelClass;
+  }
+
+  /** Adds to both what depends on them: a workload on its pod's labels, a pod on whether a workload stands for it. */
+  join(workloads: Set<string>, pods: Set<string>): void {
+    for (const id of workloads) {
+      const workload = this.store.get("workload", id);
+      const before = this.#podOf.get(id);
+      const after = workload?.pod === undefined ? undefined : `${workload.namespace}/${workload.pod}`;
+      if (before === after) continue;
+      if (before !== undefined) {
+        this.#joined.delete(before, id);
+        this.#podOf.delete(id);
+        pods.add(before);
+      }
+      if (after !== undefined) {
+        this.#joined.add(after, id);
+        this.#podOf.set(id, after);
+        pods.add(after);
+      }
+    }
+    for (const pod of pods) for (const id of this.#joined.get(pod)) workloads.add(id);
+  }
+
+  /** Brings one endpoint in line with the world. */
+  refresh(kind: EndpointKind, id: string): void {
+    const endpoints = this.#endpoints[kind];
+    const before = endpoints.get(id);
+    const spec = this.#specOf(kind, id);
+    const labelClass = spec && this.classes.classOf(spec.context, spec.own);
+    if (
+      before !== undefined && spec !== undefined && before.labelClass === labelClass && before.ports === spec.ports &&
+      sameItems(before.addresses, spec.addresses) && sameItems(before.nets, spec.nets)
+    ) return;
+    // The new one first: members that both have are then counted up and down, never taken out and put back.
+    if (spec !== undefined && labelClass !== undefined) {
+      const { addresses, nets, ports } = spec;
+      const after: Endpoint = { labelClass, at: labelClass.endpoints.length, addresses, nets, ports };
+      labelClass.endpoints.push(after);
+      endpoints.set(id, after);
+      this.sets.contributeEndpoint(after, 1);
+    } else endpoints.delete(id);
+    if (before !== undefined) this.#remove(before);
+  }
+
+  #remove(endpoint: Endpoint): void {
+    this.sets.contributeEndpoint(endpoint, -1);
+    const { endpoints } = endpoint.labelClass;
+    const last = endpoints.pop()!;
+    if (last !== endpoint) {
+      endpoints[endpoint.at] = last;
+      last.at = endpoint.at;
+    }
+    if (endpoints.length === 0) this.classes.drop(endpoint.labelClass);
+  }
+
+  #specOf(kind: EndpointKind, id: string): EndpointSpec | undefined {
+    switch (kind) {
+      case "workload": {
+        const workload = this.store.get("workload", id);
+        if (workload === undefined) return undefined;
+        const { namespace, orchestrator, addresses, profiles } = workload;
+        const pod = workload.pod === undefined ? undefined : this.store.get("pod", `${namespace}/${workload.pod}`);
+        const { labels: own, ports, serviceAccount } = pod ?? workload;
+        const context = { kind: "workload", namespace, serviceAccount, orchestrator, profiles } as const;
+        return { context, own, addresses, nets: NONE, ports };
+      }
+      case "pod": {
+        const pod = this.store.get("pod", id);
+        if (pod === undefined || pod.addresses.length === 0 || this.#joined.get(id).size > 0) return undefined;
+        const { namespace, serviceAccount, labels: own, ports, addresses } = pod;
+        const context = { kind: "workload", namespace, serviceAccount, orchestrator: "k8s" } as const;
+        return { context, own, addresses, nets: NONE, ports };
+      }
+      case "hostEndpoint": {
+        const host = this.store.get("hostEndpoint", id);
+        if (host === undefined) return undefined;
+        const { profiles, labels: own, expectedAddresses: addresses, ports } = host;
+        return { context: { kind: "host", profiles }, own, addresses, nets: NONE, ports };
+      }
+      case "networkSet": {
+        const set = this.store.get("networkSet", id);
+        if (set === undefined) return undefined;
+        const { namespace, name, labels: own, nets } = set;
+        return { context: { kind: "set", namespace, name, profiles: NONE }, own, addresses: NONE, nets, ports: NONE };
+      }
+    }
+  }
+}
+
+const NONE: readonly never[] = [];
+
+function sameItems<T>(a: readonly T[], b: readonly T[]): boolean {
+  return a.length === b.length && a.every((item, i) => item === b[i]);
+}

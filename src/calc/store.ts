@@ -1,0 +1,120 @@
+import type { NamedPort } from "../model/ports.ts";
+import type { Labels } from "../model/selector.ts";
+import type { WorldChange, WorldObject } from "../model/world.ts";
+
+export type WorldKind = WorldObject["kind"];
+export type ObjectOf<K extends WorldKind> = Extract<WorldObject, { kind: K }>;
+
+interface Claim {
+  readonly origin: string;
+  readonly object: WorldObject;
+}
+
+/**
+ * The world as it is: the objects of each origin, and for each (kind, id) the one that counts. Where several origins give
+ * the same, the smallest origin text wins; where one origin does, its first.
+ */
+export class WorldStore {
+  /** Nearly always one object; then it stands alone. */
+  readonly #origins = new Map<string, Claim | readonly Claim[]>();
+  /** Likewise. Several are in order of origin. */
+  readonly #claims = new Map<WorldKind, Map<string, Claim | readonly Claim[]>>();
+  readonly #labels = new Pool<Labels>((labels) => {
+    let text = "";
+    for (const [key, value] of labels) text += measured(key) + measured(value);
+    return text;
+  });
+  readonly #ports = new Pool<readonly NamedPort[]>((ports) => {
+    let text = "";
+    for (const { name, protocol, port } of ports) text += `${protocol} ${port} ${measured(name)}`;
+    return text;
+  });
+
+  get<K extends WorldKind>(kind: K, id: string): ObjectOf<K> | undefined {
+    const claim = this.#claims.get(kind)?.get(id);
+    return claim && winner(claim) as ObjectOf<K>;
+  }
+
+  *all<K extends WorldKind>(kind: K): IterableIterator<ObjectOf<K>> {
+    for (const claim of this.#claims.get(kind)?.values() ?? []) yield winner(claim) as ObjectOf<K>;
+  }
+
+  /** Calls `touched` for each (kind, id) whose object may be another one now. */
+  replace({ origin, objects }: WorldChange, touched: (kind: WorldKind, id: string) => void): void {
+    // The new ones first: what both have in common stays in the pools.
+    const given = objects.length > 1 ? withoutRepeats(objects) : objects;
+    const claims = given.map((object): Claim => ({ origin, object: this.#share(object) }));
+    for (const claim of listOf(this.#origins.get(origin))) {
+      this.#withdraw(claim);
+      touched(claim.object.kind, claim.object.id);
+    }
+    for (const claim of claims) {
+      this.#claim(claim);
+      touched(claim.object.kind, claim.object.id);
+    }
+    if (claims.length === 0) this.#origins.delete(origin);
+    else this.#origins.set(origin, claims.length === 1 ? claims[0]! : claims);
+  }
+
+  #claim(claim: Claim): void {
+    const { kind, id } = claim.object;
+    let claims = this.#claims.get(kind);
+    if (claims === undefined) this.#claims.set(kind, claims = new Map());
+    const there = claims.get(id);
+    if (there === undefined) claims.set(id, claim);
+    else claims.set(id, [...listOf(there), claim].sort((a, b) => a.origin < b.origin ? -1 : 1));
+  }
+
+  #withdraw(claim: Claim): void {
+    const { object } = claim;
+    const claims = this.#claims.get(object.kind)!;
+    const others = listOf(claims.get(object.id)).filter((other) => other !== claim);
+    if (others.length === 0) claims.delete(object.id);
+    else claims.set(object.id, others.length === 1 ? others[0]! : others);
+    if (object.kind === "pod" || object.kind === "workload") {
+      this.#labels.release(object.labels);
+      this.#ports.release(object.ports);
+    }
+  }
+
+  /** Pods of one template carry equal labels and ports: one copy of each is enough, and finding their class is a look-up. */
+  #share(object: WorldObject): WorldObject {
+    if (object.kind !== "pod" && object.kind !== "workload") return object;
+    return { ...object, labels: this.#labels.acquire(object.labels), ports: this.#ports.acquire(object.ports) };
+  }
+}
+
+const listOf = (claims: Claim | readonly Claim[] | undefined): readonly Claim[] =>
+  claims === undefined ? [] : "object" in claims ? [claims] : claims;
+
+const winner = (claims: Claim | readonly Claim[]): WorldObject => ("object" in claims ? claims : claims[0]!).object;
+
+function withoutRepeats(objects: readonly WorldObject[]): readonly WorldObject[] {
+  const names = new Set<string>();
+  return objects.filter(({ kind, id }) => {
+    const before = names.size;
+    return names.add(`${kind}/${id}`).size > before;
+  });
+}
+
+/** Values by content, held as long as somebody uses them. */
+class Pool<T extends object> {
+  readonly #entries = new Map<string, { readonly value: T; uses: number }>();
+  constructor(readonly keyOf: (value: T) => string) {}
+
+  acquire(value: T): T {
+    const key = this.keyOf(value);
+    let entry = this.#entries.get(key);
+    if (entry === undefined) this.#entries.set(key, entry = { value, uses: 0 });
+    entry.uses++;
+    return entry.value;
+  }
+  release(value: T): void {
+    const key = this.keyOf(value);
+    const entry = this.#entries.get(key)!;
+    if (--entry.uses === 0) this.#entries.delete(key);
+  }
+}
+
+/** Followed by anything, it never reads as another text followed by something else. */
+const measured = (text: string): string => `${text.length}:${text}`;

@@ -1,0 +1,337 @@
+/** The daemon: opens the plugins, keeps the kernel as the datastore wants it, attaches pods. */
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { createCalc } from "../calc/mod.ts";
+import { createKernelDoor } from "../kernel/door.ts";
+import { type Address, formatAddress, formatCidr } from "../model/address.ts";
+import { keyText } from "../model/resource.ts";
+import type { Datastore } from "../sdk/datastore.ts";
+import type { Aspect, Dataplane, Routing } from "../sdk/dataplane.ts";
+import { explainError, ManxError } from "../sdk/errors.ts";
+import type { Ipam } from "../sdk/ipam.ts";
+import type { KernelDoor } from "../sdk/kernel_door.ts";
+import type { Host, Instances, Log, PluginKind } from "../sdk/plugin.ts";
+import type { PolicySource } from "../sdk/policy_source.ts";
+import type { PodWiring } from "../sdk/wiring.ts";
+import { VERSION } from "../version.ts";
+import { type Attachments, createAttachments } from "./attachments.ts";
+import { systemClock } from "./clock.ts";
+import type { Config, Slot } from "./config.ts";
+import { coreSource } from "./core_source.ts";
+import { type KindRegistry, kindRegistry } from "./kinds.ts";
+import { createLinks, type Links } from "./links.ts";
+import { importPlugin, type LoadedPlugin, openPlugin, parsePluginConfig } from "./loader.ts";
+import { createLog } from "./log.ts";
+import { registerNode } from "./node.ts";
+import { Reconciler } from "./reconcile.ts";
+import { createResources } from "./resources.ts";
+import { notifyService } from "./service_notify.ts";
+import { createTranslator } from "./translation.ts";
+import type { HostView, StatusView } from "./view.ts";
+
+const WATCH_RETRY_FIRST_MS = 100;
+const WATCH_RETRY_LONGEST_MS = 10_000;
+const START_RETRY_MS = 1_000;
+
+export interface DaemonOptions {
+  /** Aborted by SIGTERM: sockets are closed, kernel state stays. */
+  readonly signal: AbortSignal;
+  /** Opens the API; called once everything is open and before anything is written. Disposed of first. */
+  readonly serve?: (view: HostView, socket: string, log: Log) => Promise<AsyncDisposable>;
+  /** Default: to stderr, as the configuration says. */
+  readonly log?: Log;
+  readonly kernel?: KernelDoor;
+}
+
+/** Everything that is open. */
+interface Parts {
+  readonly config: Config;
+  readonly log: Log;
+  readonly plugins: readonly LoadedPlugin[];
+  readonly datastore: Datastore;
+  readonly registry: KindRegistry;
+  readonly ipam: Ipam;
+  readonly wiring: PodWiring;
+  readonly dataplanes: readonly { readonly name: string; readonly instance: Dataplane }[];
+  readonly routing: { readonly name: string; readonly instance: Routing };
+  readonly links: Links;
+}
+
+/** Runs until `signal` aborts. @throws {ManxError} where it cannot start */
+export async function runDaemon(config: Config, options: DaemonOptions): Promise<void> {
+  const startedMs = performance.now();
+  const log = options.log ?? createLog({ ...config.log, priorities: process.env.JOURNAL_STREAM !== undefined });
+  const loaded = await loadPlugins(config);
+  await using open = new AsyncDisposableStack();
+  const parts = await openParts(config, loaded, options.kernel ?? createKernelDoor(), log, open, options.signal);
+  const calc = createCalc({ node: config.node, failsafe: config.policyOptions.failsafe });
+  const translator = createTranslator(parts.registry);
+  const reconciler = new Reconciler({ ...parts, translator, calc, clock: systemClock });
+  const attachments = createAttachments({ ...parts, node: config.node, wiring: parts.wiring, reconciler, clock: systemClock });
+  reconciler.local(parts.links.snapshot());
+  const findAddresses = () => config.addresses ?? parts.links.nodeAddresses();
+  const registration = createRegistration(parts, findAddresses(), findAddresses);
+
+  // Plugins close after the loops that use them, and those after the API.
+  const running = new AbortController();
+  const stop = () => running.abort();
+  const loops: Promise<void>[] = [];
+  open.defer(async () => {
+    stop();
+    await Promise.all(loops);
+  });
+  const view = createView({ parts, reconciler, attachments, addresses: () => registration.addresses, startedMs });
+  if (options.serve !== undefined) open.use(await options.serve(view, config.api.socket, log));
+
+  const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+  if (options.signal.aborted) end();
+  else options.signal.addEventListener("abort", () => end(), { once: true });
+  loops.push(
+    reconciler.run(running.signal),
+    parts.links.follow((changes) => {
+      reconciler.local(changes);
+      registration.look();
+    }, running.signal),
+    followDatastore(parts, reconciler, running.signal),
+    settleIn(parts, attachments, registration, reconciler, running.signal),
+  );
+  log.info(`manx ${VERSION} runs`, { node: config.node, addresses: registration.addresses.map(formatAddress).join(" "), socket: config.api.socket });
+  notifyService("READY=1");
+  await ended;
+  log.info("stopping; policy and pods stay as they are");
+  notifyService("STOPPING=1");
+}
+
+/** In this order: hash, import and shape of every plugin, then the configuration of every plugin. Nothing is open yet. */
+export async function loadPlugins(config: Config): Promise<readonly LoadedPlugin[]> {
+  const scratch = join(config.stateDirectory, "loading");
+  const slots: readonly { slot: Slot; kind: PluginKind }[] = [
+    { slot: config.datastore, kind: "datastore" },
+    ...config.policy.map((slot) => ({ slot, kind: "policy" as const })),
+    { slot: config.ipam, kind: "ipam" },
+    { slot: config.cni, kind: "cni" },
+    ...config.dataplanes.map((slot) => ({ slot, kind: "dataplane" as const })),
+    { slot: config.routing, kind: "routing" },
+  ];
+  makeStateDirectory(config.stateDirectory);
+  const imported = [];
+  for (const { slot, kind } of slots) imported.push(await importPlugin(slot, kind, scratch));
+  return imported.map((plugin) => parsePluginConfig(plugin, config.file));
+}
+
+async function openParts(
+  config: Config,
+  plugins: readonly LoadedPlugin[],
+  kernel: KernelDoor,
+  log: Log,
+  open: AsyncDisposableStack,
+  signal: AbortSignal,
+): Promise<Parts> {
+  let datastore: Datastore | undefined;
+  const hostOf = (plugin: LoadedPlugin): Host => {
+    const stateDirectory = join(config.stateDirectory, plugin.kind, plugin.plugin.name);
+    makeStateDirectory(stateDirectory);
+    return {
+      node: config.node,
+      log: prefixed(log, `${plugin.kind} ${plugin.plugin.name}`),
+      clock: systemClock,
+      kernel,
+      stateDirectory,
+      get datastore() {
+        if (datastore === undefined) throw new ManxError("plugin", `${plugin.kind} ${plugin.plugin.name}: the datastore is not open yet`);
+        return datastore;
+      },
+    };
+  };
+  const openAll = async <K extends PluginKind>(kind: K): Promise<{ name: string; instance: Instances[K] }[]> => {
+    const all = [];
+    for (const plugin of plugins.filter((plugin): plugin is LoadedPlugin<K> => plugin.kind === kind)) {
+      const instance = await openPlugin(plugin, hostOf(plugin), signal);
+      if (Symbol.asyncDispose in instance) open.use(instance as AsyncDisposable);
+      all.push({ name: plugin.plugin.name, instance });
+    }
+    return all;
+  };
+  const [{ instance: store }] = await openAll("datastore") as [{ name: string; instance: Datastore }];
+  datastore = store;
+  const sources = (await openAll("policy")).map(({ name, instance }) => ({ name, source: instance as PolicySource }));
+  const registry = kindRegistry(sources, coreSource);
+  const [{ instance: ipam }] = await openAll("ipam") as [{ name: string; instance: Ipam }];
+  const [{ instance: wiring }] = await openAll("cni") as [{ name: string; instance: PodWiring }];
+  const dataplanes = await openAll("dataplane");
+  checkAspects(dataplanes);
+  const [routing] = await openAll("routing") as [{ name: string; instance: Routing }];
+  return { config, log, plugins, datastore, registry, ipam, wiring, dataplanes, routing, links: createLinks(kernel, log, systemClock) };
+}
+
+/** Policy has exactly one owner, every other aspect at most one. @throws {ManxError} code `config` */
+function checkAspects(dataplanes: Parts["dataplanes"]): void {
+  const owners = new Map<Aspect, string[]>([["policy", []]]);
+  for (const { name, instance } of dataplanes) {
+    for (const aspect of instance.capabilities.aspects) owners.set(aspect, [...owners.get(aspect) ?? [], name]);
+  }
+  for (const [aspect, names] of owners) {
+    if (names.length > 1) throw new ManxError("config", `dataplane: found ${names.join(" and ")} both for ${aspect}, wanted one owner of it`);
+    if (names.length === 0) throw new ManxError("config", `dataplane: found nobody for ${aspect}, wanted a dataplane that does it`);
+  }
+}
+
+/** Feeds the reconciler; a broken watch begins anew. Never rejects. */
+async function followDatastore({ datastore, registry, log }: Parts, reconciler: Reconciler, signal: AbortSignal): Promise<void> {
+  const kinds = registry.definitions.map((definition) => definition.kind);
+  for (let pauseMs = WATCH_RETRY_FIRST_MS; !signal.aborted;) {
+    try {
+      reconciler.beginReplay();
+      for await (const batch of datastore.watch(kinds, signal)) {
+        if (batch.synced) pauseMs = WATCH_RETRY_FIRST_MS;
+        const room = reconciler.put(batch);
+        if (room !== undefined) await Promise.race([room, aborted(signal)]);
+      }
+      if (signal.aborted) return;
+      throw new ManxError("unavailable", "the watch ended by itself");
+    } catch (error) {
+      if (signal.aborted) return;
+      log.warn("datastore: cannot follow changes, trying again", { error: explainError(error), pauseMs });
+    }
+    await systemClock.sleep(pauseMs, signal).catch(() => {});
+    pauseMs = Math.min(WATCH_RETRY_LONGEST_MS, pauseMs * 2);
+  }
+}
+
+/** The Node resource and the addresses it should have. */
+interface Registration {
+  readonly addresses: readonly Address[];
+  /** The links changed: the addresses may have. */
+  look(): void;
+  /** Writes the Node, and again whenever the addresses change. Never rejects. */
+  keep(signal: AbortSignal): Promise<void>;
+}
+
+function createRegistration({ config, datastore, log }: Parts, initial: readonly Address[], find: () => readonly Address[]): Registration {
+  let addresses = initial;
+  let wake = () => {};
+  return {
+    get addresses() {
+      return addresses;
+    },
+    look() {
+      try {
+        const found = find();
+        if (found.join() === addresses.join()) return;
+        addresses = found;
+        wake();
+      } catch (error) {
+        log.warn("node addresses cannot be read", { error: explainError(error) });
+      }
+    },
+    async keep(signal) {
+      while (!signal.aborted) {
+        const changed = new Promise<void>((resolve) => wake = resolve);
+        await persist("register the node", log, signal, async () => {
+          const outcome = await registerNode(datastore, config.node, addresses, systemClock, signal);
+          if (outcome !== "unchanged") log.info(`node ${outcome}`, { node: config.node, addresses: addresses.map(formatAddress).join(" ") });
+        });
+        await Promise.race([changed, aborted(signal)]);
+      }
+    },
+  };
+}
+
+/** What is done when the datastore is in sync. Never rejects. */
+async function settleIn(
+  { log }: Parts,
+  attachments: Attachments,
+  registration: Registration,
+  reconciler: Reconciler,
+  signal: AbortSignal,
+): Promise<void> {
+  await reconciler.whenSynced(signal).catch(() => {});
+  await persist("take up attachments", log, signal, () => attachments.adopt(signal));
+  await registration.keep(signal);
+}
+
+/** Tries until it works or `signal` aborts. */
+async function persist(what: string, log: Log, signal: AbortSignal, body: () => Promise<void>): Promise<void> {
+  while (!signal.aborted) {
+    try {
+      return await body();
+    } catch (error) {
+      if (signal.aborted) return;
+      log.error(`cannot ${what}, trying again`, { error: explainError(error), pauseMs: START_RETRY_MS });
+      await systemClock.sleep(START_RETRY_MS, signal).catch(() => {});
+    }
+  }
+}
+
+interface ViewParts {
+  readonly parts: Parts;
+  readonly reconciler: Reconciler;
+  readonly attachments: Attachments;
+  readonly addresses: () => readonly Address[];
+  readonly startedMs: number;
+}
+
+function createView({ parts, reconciler, attachments, addresses, startedMs }: ViewParts): HostView {
+  const { config, datastore, registry, ipam, plugins } = parts;
+  const resources = createResources({ datastore, registry, clock: systemClock, programmed: (wanted, ms, signal) => reconciler.programmed(wanted, ms, signal) });
+  return {
+    resources,
+    wait: resources.wait,
+    attachments,
+    plugins: () =>
+      plugins.map(({ slot, plugin, source, sha256 }) => ({
+        slot: slot.path,
+        name: plugin.name,
+        source,
+        api: plugin.api,
+        ...(sha256 === undefined ? {} : { sha256 }),
+      })),
+    async ipam(signal) {
+      const pools = await ipam.usage(signal);
+      return { use: config.ipam.use, pools: pools.map((pool) => ({ ...pool, cidr: formatCidr(pool.cidr), capacity: String(pool.capacity) })) };
+    },
+    status(): StatusView {
+      const now = reconciler.status();
+      const daemonProblems = [...now.dataplane.problems.map((message) => ({ subject: "dataplane", message })), ...now.routing.problems.map((message) => ({ subject: "routing", message }))];
+      return {
+        version: VERSION,
+        node: config.node,
+        addresses: addresses().map(formatAddress),
+        pid: process.pid,
+        uptimeMs: Math.round(performance.now() - startedMs),
+        config: config.file,
+        socket: config.api.socket,
+        datastore: { use: config.datastore.use, inSync: reconciler.synced },
+        ipam: { use: config.ipam.use },
+        generation: { wanted: now.wanted, applied: now.applied },
+        dataplane: { use: config.dataplanes.map((slot) => slot.use).join(" "), ...now.dataplane },
+        routing: { use: config.routing.use, ...now.routing },
+        endpoints: now.endpoints,
+        problems: [
+          ...daemonProblems.map(({ subject, message }) => ({ subject, path: "", message, effect: "not-in-force" as const })),
+          ...now.problems.map(({ subject, path, message, effect }) => ({ subject: keyText(subject), path, message, effect })),
+        ],
+        counters: { ...reconciler.counters, ...attachments.counters },
+        timings: { add: attachments.timings.add.view(), del: attachments.timings.del.view(), round: reconciler.timings.view() },
+        memory: { rss: process.memoryUsage.rss() },
+      };
+    },
+  };
+}
+
+/** @throws {ManxError} code `config` */
+function makeStateDirectory(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true, mode: 0o700 });
+  } catch (cause) {
+    throw new ManxError("config", `state directory ${path}: cannot be made (${(cause as NodeJS.ErrnoException).code}), wanted a directory that root may write`, { cause });
+  }
+}
+
+function prefixed(log: Log, prefix: string): Log {
+  const line = (level: keyof Log) => (message: string, fields?: Readonly<Record<string, unknown>>) => log[level](`${prefix}: ${message}`, fields);
+  return { debug: line("debug"), info: line("info"), warn: line("warn"), error: line("error") };
+}
+
+const aborted = (signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve(), { once: true }));
