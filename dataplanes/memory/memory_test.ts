@@ -12,7 +12,12 @@ const open: PolicyList = {
   profiles: [{
     id: "profile",
     staged: false,
-    rules: [{ action: "allow", source: {}, destination: {}, origin: { policy: "profile", direction: "ingress", index: 0 } }],
+    rules: [{
+      action: "allow",
+      source: {},
+      destination: {},
+      origin: { policy: "profile", direction: "ingress", index: 0 },
+    }],
   }],
   end: "deny",
 };
@@ -30,7 +35,13 @@ function stateWith(generation: number, ingress: PolicyList): DesiredState {
 }
 
 const PATH = {
-  packet: { protocol: 6, source: parseAddress("192.0.2.1"), destination: parseAddress("10.0.0.1"), sourcePort: 1, destinationPort: 80 },
+  packet: {
+    protocol: 6,
+    source: parseAddress("192.0.2.1"),
+    destination: parseAddress("10.0.0.1"),
+    sourcePort: 1,
+    destinationPort: 80,
+  },
   inInterface: "eth0",
   outInterface: "if-a",
 };

@@ -16,7 +16,11 @@ export default definePlugin({
     const keys = typeof raw === "object" && raw !== null && !Array.isArray(raw) ? Object.keys(raw) : undefined;
     if (raw === undefined || raw === null || keys?.length === 0) return undefined;
     if (keys !== undefined) {
-      throw new ConfigError(`dataplane.config.${keys[0]}`, "an unknown key", "no keys: the memory dataplane has no settings");
+      throw new ConfigError(
+        `dataplane.config.${keys[0]}`,
+        "an unknown key",
+        "no keys: the memory dataplane has no settings",
+      );
     }
     throw new ConfigError("dataplane.config", JSON.stringify(raw), "nothing: the memory dataplane has no settings");
   },

@@ -56,6 +56,11 @@ export class AddressSets {
   /** Members added and removed since the beginning. */
   memberChanges = 0;
 
+  /** How much it keeps. */
+  get held(): number {
+    return this.#sets.size + this.#byService.size + this.#backends.size + this.peers.held;
+  }
+
   constructor() {
     this.peers = new SelectorIndex<LabelClass, PeerData>(
       () => ({ sets: [] }),
@@ -97,7 +102,11 @@ export class AddressSets {
   }
 
   /** Replaces one slice of a service's endpoints; undefined = gone. */
-  setBackends(sliceId: string, before: ServiceBackendsObject | undefined, after: ServiceBackendsObject | undefined): void {
+  setBackends(
+    sliceId: string,
+    before: ServiceBackendsObject | undefined,
+    after: ServiceBackendsObject | undefined,
+  ): void {
     if (after !== undefined) {
       let slices = this.#backends.get(after.service);
       if (slices === undefined) this.#backends.set(after.service, slices = new Map());

@@ -13,6 +13,12 @@ const CHANGES = 120;
 const newCalc = () => createCalc({ node: "n1", failsafe: DEFAULT_FAILSAFE });
 const fromScratch = (changes: readonly WorldChange[]) => dump(newCalc().step(changes));
 
+function fromScratchHeld(changes: readonly WorldChange[]): number {
+  const calc = newCalc();
+  calc.step(changes);
+  return calc.held;
+}
+
 /** What counts: the last change of each origin that still gives something. */
 function finalChanges(changes: readonly WorldChange[]): WorldChange[] {
   const last = new Map(changes.map((change) => [change.origin, change]));
@@ -91,8 +97,10 @@ test.each(SEEDS)("a world taken away again leaves nothing, seed %d", (seed) => {
   const calc = newCalc();
   const changes = Array.from({ length: CHANGES }, () => randomChange(random));
   for (const change of changes) calc.step([change]);
+  expect(calc.held).toBe(fromScratchHeld(finalChanges(changes)));
   for (const { origin } of random.shuffle(finalChanges(changes))) calc.step([{ origin, objects: [] }]);
   expect(dump(calc.current)).toBe(fromScratch([]));
+  expect(calc.held).toBe(0);
 });
 
 /** Equal content in both results must be one object, wherever identity is promised. */

@@ -15,7 +15,12 @@ const setsText = (calc: ReturnType<typeof newCalc>): string[] =>
 test("before the first step everything is empty, at generation 0", () => {
   const { desired, routes } = newCalc().current;
   expect([desired.generation, routes.generation]).toEqual([0, 0]);
-  expect([desired.sets.size, desired.workloads.size, desired.hostEndpoints.size, routes.routes.size]).toEqual([0, 0, 0, 0]);
+  expect([desired.sets.size, desired.workloads.size, desired.hostEndpoints.size, routes.routes.size]).toEqual([
+    0,
+    0,
+    0,
+    0,
+  ]);
   expect(desired.failsafe).toEqual({ inbound: [], outbound: [] });
 });
 
@@ -103,7 +108,9 @@ test("a change that comes to nothing within one step keeps every object", () => 
 });
 
 test("one (kind, id) from several origins: the smallest origin counts, and the next after it", () => {
-  const pods = ["10.1.0.1", "10.1.0.2", "10.1.0.3"].map((address) => parseWorld(`remote x ${address} app=x`)[0]!.objects[0]!);
+  const pods = ["10.1.0.1", "10.1.0.2", "10.1.0.3"].map((address) =>
+    parseWorld(`remote x ${address} app=x`)[0]!.objects[0]!
+  );
   const calc = newCalc();
   calc.step(parseWorld(`
     pod a 10.0.0.1 app=a
@@ -157,7 +164,13 @@ test("interfaces of host endpoints follow links and one another", () => {
   expect(interfaces("host b 192.168.2.1 192.168.3.1")).toEqual(["b: "]);
   expect(interfaces("link eth1 192.168.3.1\nlink eth0 192.168.2.1\nlink eth2 192.168.4.1")).toEqual(["b: eth0,eth1"]);
   expect(interfaces("host c if=eth0")).toEqual(["b: eth1", "c: eth0"]);
-  expect(interfaces("host a 192.168.3.1\nhost all if=*\nhost also if=*")).toEqual(["a: eth1", "all: *", "also: ", "b: ", "c: eth0"]);
+  expect(interfaces("host a 192.168.3.1\nhost all if=*\nhost also if=*")).toEqual([
+    "a: eth1",
+    "all: *",
+    "also: ",
+    "b: ",
+    "c: eth0",
+  ]);
   expect(interfaces("link eth1 192.168.9.1")).toEqual(["a: ", "all: *", "also: ", "b: ", "c: eth0"]);
 });
 
@@ -181,7 +194,10 @@ test("routes lead to other nodes' blocks by an address of the same family, and t
     "route fd00:2::/64 fd00:2::/64 n2 fd01::2",
     "local 10.1.0.0/24,fd00:1::/64",
   ]);
-  calc.step([...parseWorld("node n2 192.168.2.20\nnode n4 192.168.2.4\nblock f fd00:1::/64 on=n2"), ...gone("block/b")]);
+  calc.step([
+    ...parseWorld("node n2 192.168.2.20\nnode n4 192.168.2.4\nblock f fd00:1::/64 on=n2"),
+    ...gone("block/b"),
+  ]);
   expect(lines()).toEqual([
     "masquerade  outside ",
     "route 10.2.0.0/24 10.2.0.0/24 n3 192.168.2.3",
@@ -199,7 +215,12 @@ test("what leaves all pools is masqueraded where its pool asks for it", () => {
 });
 
 test("names that try to be others stay themselves", () => {
-  const workload = (id: string, namespace: string, serviceAccount: string | undefined, address: string): WorldChange => ({
+  const workload = (
+    id: string,
+    namespace: string,
+    serviceAccount: string | undefined,
+    address: string,
+  ): WorldChange => ({
     origin: id,
     objects: [{
       kind: "workload",

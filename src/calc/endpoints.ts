@@ -25,6 +25,12 @@ export class Endpoints {
 
   constructor(readonly store: WorldStore, readonly classes: LabelClasses, readonly sets: AddressSets) {}
 
+  /** How much it keeps. */
+  get held(): number {
+    const endpoints = Object.values(this.#endpoints).reduce((sum, map) => sum + map.size, 0);
+    return endpoints + this.#joined.size + this.#podOf.size;
+  }
+
   /** The class of an endpoint, for lists of policies. */
   classOf(kind: EndpointKind, id: string): LabelClass | undefined {
     return this.#endpoints[kind].get(id)?.labelClass;

@@ -73,6 +73,11 @@ export class LabelClasses {
     readonly onEmptyClass: (labelClass: LabelClass) => void,
   ) {}
 
+  /** How much it keeps. */
+  get held(): number {
+    return this.#contexts.size + this.#heirs.size;
+  }
+
   classOf(spec: ContextSpec, own: Labels): LabelClass {
     const context = this.#context(spec);
     let found = context.classes.get(own);

@@ -93,6 +93,12 @@ export class LocalPolicies {
     this.selections = new SelectorIndex<LocalClass, SelectionData>(() => ({ policies: new Set() }), changed, changed);
   }
 
+  /** How much it keeps. */
+  get held(): number {
+    const own = this.#policies.size + this.#tierPolicies.size + this.#profiles.size + this.#classes.size;
+    return own + this.lists.held + this.selections.held;
+  }
+
   listsOf(labelClass: LabelClass): ClassLists | undefined {
     return this.#classes.get(labelClass)?.lists;
   }
@@ -183,9 +189,9 @@ export class LocalPolicies {
   flush(): LocalClass[] {
     for (const active of this.#dirtyPolicies) {
       const applies = this.#policies.get(active.policy.id) === active && subjectsOf(active).length > 0;
-      const ingress = this.#recompile(active, "ingress", applies);
-      const egress = this.#recompile(active, "egress", applies);
-      if (ingress || egress) this.#markUsers(active);
+      // Whoever made it dirty has marked the classes: those it selects, or the one that came.
+      this.#recompile(active, "ingress", applies);
+      this.#recompile(active, "egress", applies);
     }
     this.#dirtyPolicies.clear();
     for (const profile of this.#dirtyProfiles) {
@@ -216,19 +222,18 @@ export class LocalPolicies {
     for (const localClass of active.selection.subjects) this.#dirtyClasses.add(localClass);
   }
 
-  #recompile(active: ActivePolicy, direction: Direction, applies: boolean): boolean {
+  #recompile(active: ActivePolicy, direction: Direction, applies: boolean): void {
     const before = active[direction];
     const { id, staged, selects, stage, [direction]: rules } = active.policy;
-    if (!applies || rules === undefined || (stage === "preDnat" && direction === "egress")) active[direction] = undefined;
-    else {
+    if (!applies || rules === undefined || (stage === "preDnat" && direction === "egress")) {
+      active[direction] = undefined;
+    } else {
       this.compiled++;
       // Forwarded packets go to others than the endpoint itself; their named ports are anybody's.
       const own = stage === "normal" ? selects : ALL;
       active[direction] = compile({ id, staged, direction, rules, selects: own }, this.sets, before);
     }
-    if (active[direction] === before) return false;
-    release(before, this.sets);
-    return true;
+    if (active[direction] !== before) release(before, this.sets);
   }
 
   #profile(name: string, namespace: string | undefined): ActiveProfile {
@@ -315,6 +320,14 @@ const allowAll = (policy: string, direction: Direction): NeutralRule => ({
 });
 
 function sameLists(a: ClassLists | undefined, b: ClassLists | undefined): boolean {
-  const keys = ["ingress", "egress", "forwardIngress", "forwardEgress", "preDnat", "untrackedIngress", "untrackedEgress"] as const;
+  const keys = [
+    "ingress",
+    "egress",
+    "forwardIngress",
+    "forwardEgress",
+    "preDnat",
+    "untrackedIngress",
+    "untrackedEgress",
+  ] as const;
   return keys.every((key) => a?.[key] === b?.[key]);
 }

@@ -57,6 +57,8 @@ export interface Calc {
   /** The latest result; empty with generation 0 before the first step. */
   readonly current: CalcResult;
   readonly work: CalcWork;
+  /** Entries in all its tables: 0 for an empty world, whatever there was before. For metrics and for finding leaks. */
+  readonly held: number;
   /** Ids of the local workloads and host endpoints that a policy (by its id) applies to, sorted. */
   selectedBy(policyId: string): readonly string[];
 }
@@ -115,6 +117,12 @@ class Graph implements Calc {
       compiled: this.#local.compiled,
       lists: this.#local.lists.built,
     };
+  }
+
+  get held(): number {
+    const own = this.#workloadClass.size + this.#hostClass.size + this.#interfaceOf.size + this.#onInterface.size;
+    const parts = [this.#store, this.#sets, this.#local, this.#classes, this.#endpoints, this.#routes];
+    return parts.reduce((sum, { held }) => sum + held, own + this.#slices.size);
   }
 
   selectedBy(policyId: string): readonly string[] {

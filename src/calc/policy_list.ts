@@ -63,6 +63,10 @@ export class PolicyLists {
   /** Lists put together since the beginning. */
   built = 0;
 
+  get held(): number {
+    return this.#lists.size;
+  }
+
   acquire(spec: ListSpec): PolicyList {
     this.built++;
     const tiers: { tier: Tier; defaultAction: "deny" | "pass"; policies: Compiled[] }[] = [];

@@ -66,11 +66,14 @@ function both(a: Restrictions, b: Restrictions): Restrictions {
   const out = new Map(a);
   for (const [label, more] of b) {
     const one = out.get(label);
-    out.set(label, one === undefined ? more : {
-      present: one.present ?? more.present,
-      absent: one.absent ?? more.absent,
-      values: one.values && more.values ? one.values.intersection(more.values) : one.values ?? more.values,
-    });
+    out.set(
+      label,
+      one === undefined ? more : {
+        present: one.present ?? more.present,
+        absent: one.absent ?? more.absent,
+        values: one.values && more.values ? one.values.intersection(more.values) : one.values ?? more.values,
+      },
+    );
   }
   return out;
 }

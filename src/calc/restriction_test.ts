@@ -7,7 +7,9 @@ import type { Restrictions } from "./restriction.ts";
 
 interface Vector {
   readonly selector: string;
-  readonly restrictions: Record<string, { mustBePresent?: boolean; mustBeAbsent?: boolean; mustHaveOneOf?: string[] }> | null;
+  readonly restrictions:
+    | Record<string, { mustBePresent?: boolean; mustBeAbsent?: boolean; mustHaveOneOf?: string[] }>
+    | null;
 }
 const VECTORS = vectors.restrictions as unknown as readonly Vector[];
 
@@ -27,7 +29,10 @@ test.each(VECTORS)("restrictions of $selector", ({ selector, restrictions }) => 
 
 test.each([
   ['!(a != "v")', { a: { mustBePresent: true, mustHaveOneOf: ["v"] } }],
-  ['!(a not in {"v", "w"} || !has(b))', { a: { mustBePresent: true, mustHaveOneOf: ["v", "w"] }, b: { mustBePresent: true } }],
+  ['!(a not in {"v", "w"} || !has(b))', {
+    a: { mustBePresent: true, mustHaveOneOf: ["v", "w"] },
+    b: { mustBePresent: true },
+  }],
   ['!(a == "v" && b == "w")', {}],
   ["!global()", { [NAMESPACE_LABEL]: { mustBePresent: true } }],
   ["!all()", {}],
@@ -48,7 +53,9 @@ test("whatever matches satisfies the restrictions", () => {
     const restrictions = restrictionsOf(selector);
     for (const a of values) {
       for (const b of values) {
-        const labels = new Map(Object.entries({ a, b }).filter((pair): pair is [string, string] => pair[1] !== undefined));
+        const labels = new Map(
+          Object.entries({ a, b }).filter((pair): pair is [string, string] => pair[1] !== undefined),
+        );
         if (!matches(selector, labels)) continue;
         matched++;
         expect(isImpossible(restrictions)).toBe(false);

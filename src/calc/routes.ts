@@ -20,6 +20,11 @@ export class Routes {
     return this.#state;
   }
 
+  /** How much it keeps. */
+  get held(): number {
+    return this.#blocks.size + this.#byCidr.size + this.#byNode.size + this.#local.size;
+  }
+
   update(blocks: Iterable<string>, nodes: Iterable<string>): RouteState {
     const cidrs = new Set<Cidr>();
     for (const id of blocks) {

@@ -17,7 +17,9 @@ function scenario(name: string, world: string, steps: readonly Step[]): void {
   });
 }
 
-scenario("the Kubernetes reference policy", `
+scenario(
+  "the Kubernetes reference policy",
+  `
   namespace default
   namespace myproject project=myproject
   namespace other project=other
@@ -26,24 +28,25 @@ scenario("the Kubernetes reference policy", `
   pod stranger 10.244.0.3 fd00::3 role=batch
   pod worker-mine 10.244.0.4 fd00::4 ns=myproject
   pod worker-other 10.244.0.5 fd00::5 ns=other
-  pod frontend-other 10.244.0.6 fd00::6 role=frontend ns=other`, [
-  {
-    name: "before",
-    apply: "",
-    expect: `
+  pod frontend-other 10.244.0.6 fd00::6 role=frontend ns=other`,
+  [
+    {
+      name: "before",
+      apply: "",
+      expect: `
       stranger -> db tcp/6379 allow
       172.17.1.5@eth0 -> db tcp/6379 allow
       db -> 10.0.0.5 tcp/5979 allow`,
-  },
-  {
-    name: "with the policy",
-    apply: `
+    },
+    {
+      name: "with the policy",
+      apply: `
   policy test-network-policy selects projectcalico.org/namespace == "default" && role == "db" order=1000
     ingress allow tcp from 172.17.0.0/16 not 172.17.1.0/24 to port 6379
     ingress allow tcp from [pcns.project == "myproject"] to port 6379
     ingress allow tcp from [projectcalico.org/namespace == "default" && role == "frontend"] to port 6379
     egress allow tcp to 10.0.0.0/24 port 5978`,
-    expect: `
+      expect: `
       frontend -> db tcp/6379 allow
       frontend -> db tcp/6380 deny
       frontend -> db icmp deny
@@ -58,76 +61,85 @@ scenario("the Kubernetes reference policy", `
       db -> 10.0.1.5 tcp/5978 deny
       db -> frontend tcp/80 deny
       stranger -> frontend tcp/80 allow`,
-  },
-]);
+    },
+  ],
+);
 
-scenario("defaults", `
+scenario(
+  "defaults",
+  `
   pod a 10.244.0.1 fd00::1
   pod b 10.244.0.2 fd00::2
-  pod c 10.244.0.3 fd00::3 ns=elsewhere`, [
-  {
-    name: "deny all ingress",
-    apply: `
+  pod c 10.244.0.3 fd00::3 ns=elsewhere`,
+  [
+    {
+      name: "deny all ingress",
+      apply: `
   policy ingress selects projectcalico.org/namespace == "default"
     ingress`,
-    expect: `
+      expect: `
       b -> a tcp/80 deny
       b -> a udp/53 deny
       b -> a icmp deny
       c -> b tcp/80 deny
       a -> c tcp/80 allow`,
-  },
-  {
-    name: "allow all ingress",
-    apply: `
+    },
+    {
+      name: "allow all ingress",
+      apply: `
   policy ingress selects projectcalico.org/namespace == "default"
     ingress allow`,
-    expect: `
+      expect: `
       b -> a tcp/80 allow
       b -> a udp/53 allow
       c -> b tcp/80 allow`,
-  },
-  {
-    name: "deny all egress",
-    apply: `
+    },
+    {
+      name: "deny all egress",
+      apply: `
   policy egress selects projectcalico.org/namespace == "default"
     egress`,
-    expect: `
+      expect: `
       a -> c tcp/80 deny
       a -> b tcp/80 deny
       a -> b icmp deny
       c -> a tcp/80 allow`,
-  },
-]);
+    },
+  ],
+);
 
-scenario("redis", `
+scenario(
+  "redis",
+  `
   pod redis 10.244.0.1 fd00::1 service=redis
   pod nodejs 10.244.0.2 fd00::2 service=nodejs
-  pod php 10.244.0.3 fd00::3 service=php`, [
-  {
-    name: "allowed to one",
-    apply: `
+  pod php 10.244.0.3 fd00::3 service=php`,
+  [
+    {
+      name: "allowed to one",
+      apply: `
   policy allow-redis-nodejs selects projectcalico.org/namespace == "default" && service == "redis"
     ingress allow tcp from [projectcalico.org/namespace == "default" && service == "nodejs"] to port 6379`,
-    expect: `
+      expect: `
       nodejs -> redis tcp/6379 allow
       php -> redis tcp/6379 deny
       nodejs -> redis tcp/9121 deny
       redis -> php tcp/9000 allow
       php -> nodejs tcp/8080 allow`,
-  },
-  {
-    name: "Allow turned to Deny, everything else allowed after it",
-    apply: `
+    },
+    {
+      name: "Allow turned to Deny, everything else allowed after it",
+      apply: `
   policy allow-redis-nodejs selects projectcalico.org/namespace == "default" && service == "redis"
     ingress deny tcp from [projectcalico.org/namespace == "default" && service == "nodejs"] to port 6379
     ingress allow`,
-    expect: `
+      expect: `
       nodejs -> redis tcp/6379 deny
       nodejs -> redis tcp/9121 allow
       php -> redis tcp/6379 allow`,
-  },
-]);
+    },
+  ],
+);
 
 const METRICS = (team: string) => `
   namespace default

@@ -71,6 +71,16 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
     readonly onUnmatch: (selector: IndexedSelector<S, D>, subject: S) => void,
   ) {}
 
+  /** Selectors, subjects and label tables that it keeps. */
+  get held(): number {
+    const scopes = [this.#everything, ...this.#scopes.values()];
+    const inside = scopes.reduce(
+      (sum, { subjects, tables, others }) => sum + subjects.size + tables.size + others.size,
+      0,
+    );
+    return this.#selectors.size + this.#scopes.size + inside;
+  }
+
   /** The entry of an equal selector, made where there is none. */
   addSelector(selector: Selector): IndexedSelector<S, D> {
     const text = selectorText(selector);

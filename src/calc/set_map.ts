@@ -5,6 +5,9 @@ export class SetMap<K, T> {
   get(key: K): ReadonlySet<T> {
     return this.#sets.get(key) ?? NOTHING;
   }
+  get size(): number {
+    return this.#sets.size;
+  }
   add(key: K, item: T): void {
     const set = this.#sets.get(key);
     if (set === undefined) this.#sets.set(key, new Set([item]));

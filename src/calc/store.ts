@@ -19,6 +19,7 @@ export class WorldStore {
   readonly #origins = new Map<string, Claim | readonly Claim[]>();
   /** Likewise. Several are in order of origin. */
   readonly #claims = new Map<WorldKind, Map<string, Claim | readonly Claim[]>>();
+  readonly #names = new Pool<string>((name) => name);
   readonly #labels = new Pool<Labels>((labels) => {
     let text = "";
     for (const [key, value] of labels) text += measured(key) + measured(value);
@@ -29,6 +30,12 @@ export class WorldStore {
     for (const { name, protocol, port } of ports) text += `${protocol} ${port} ${measured(name)}`;
     return text;
   });
+
+  /** How much it keeps. */
+  get held(): number {
+    const objects = [...this.#claims.values()].reduce((sum, claims) => sum + claims.size, 0);
+    return this.#origins.size + objects + this.#names.held + this.#labels.held + this.#ports.held;
+  }
 
   get<K extends WorldKind>(kind: K, id: string): ObjectOf<K> | undefined {
     const claim = this.#claims.get(kind)?.get(id);
@@ -71,16 +78,34 @@ export class WorldStore {
     const others = listOf(claims.get(object.id)).filter((other) => other !== claim);
     if (others.length === 0) claims.delete(object.id);
     else claims.set(object.id, others.length === 1 ? others[0]! : others);
-    if (object.kind === "pod" || object.kind === "workload") {
-      this.#labels.release(object.labels);
-      this.#ports.release(object.ports);
-    }
+    this.#unshare(object);
   }
 
-  /** Pods of one template carry equal labels and ports: one copy of each is enough, and finding their class is a look-up. */
+  /**
+   * Pods of one template carry equal labels and ports, those of one place equal names: one copy of each is enough, and
+   * finding the class of a pod is a look-up.
+   */
   #share(object: WorldObject): WorldObject {
     if (object.kind !== "pod" && object.kind !== "workload") return object;
-    return { ...object, labels: this.#labels.acquire(object.labels), ports: this.#ports.acquire(object.ports) };
+    const { namespace, node, serviceAccount, labels, ports } = object;
+    return {
+      ...object,
+      namespace: this.#names.acquire(namespace),
+      node: node && this.#names.acquire(node),
+      serviceAccount: serviceAccount && this.#names.acquire(serviceAccount),
+      labels: this.#labels.acquire(labels),
+      ports: this.#ports.acquire(ports),
+    } as WorldObject;
+  }
+
+  #unshare(object: WorldObject): void {
+    if (object.kind !== "pod" && object.kind !== "workload") return;
+    const { namespace, node, serviceAccount, labels, ports } = object;
+    this.#names.release(namespace);
+    if (node) this.#names.release(node);
+    if (serviceAccount) this.#names.release(serviceAccount);
+    this.#labels.release(labels);
+    this.#ports.release(ports);
   }
 }
 
@@ -98,10 +123,13 @@ function withoutRepeats(objects: readonly WorldObject[]): readonly WorldObject[]
 }
 
 /** Values by content, held as long as somebody uses them. */
-class Pool<T extends object> {
+class Pool<T> {
   readonly #entries = new Map<string, { readonly value: T; uses: number }>();
   constructor(readonly keyOf: (value: T) => string) {}
 
+  get held(): number {
+    return this.#entries.size;
+  }
   acquire(value: T): T {
     const key = this.keyOf(value);
     let entry = this.#entries.get(key);

@@ -318,9 +318,7 @@ export function judgePath(state: DesiredState, path: Path): PathJudgement {
       exempt(endpoint, "failsafe port");
       return true;
     }
-    const stage: Stage = forwarded
-      ? (inbound ? "forwardIngress" : "forwardEgress")
-      : (inbound ? "ingress" : "egress");
+    const stage: Stage = forwarded ? (inbound ? "forwardIngress" : "forwardEgress") : (inbound ? "ingress" : "egress");
     return ask(endpoint, stage, packet) !== "deny";
   };
 

@@ -17,7 +17,9 @@ export function dump({ desired, routes }: CalcResult): string {
   }
   for (const [id, w] of sorted(desired.workloads)) {
     const addresses = w.addresses.map(formatAddress).join(",");
-    lines.push(`workload ${id} ${w.id} ${w.interfaceName} ${addresses} ${w.mac}${list("in", w.ingress)}${list("out", w.egress)}`);
+    lines.push(
+      `workload ${id} ${w.id} ${w.interfaceName} ${addresses} ${w.mac}${list("in", w.ingress)}${list("out", w.egress)}`,
+    );
   }
   for (const [id, h] of sorted(desired.hostEndpoints)) {
     lines.push(
@@ -41,7 +43,11 @@ export function dump({ desired, routes }: CalcResult): string {
 export function membersText(set: AddressSet): string {
   return [...set.members.keys()].map((member) => {
     if (set.kind === "net") return formatCidr(member as unknown as Cidr);
-    const [protocol, high, low] = [3, 2, 1].map((back) => member.charCodeAt(member.length - back)) as [number, number, number];
+    const [protocol, high, low] = [3, 2, 1].map((back) => member.charCodeAt(member.length - back)) as [
+      number,
+      number,
+      number,
+    ];
     return `${formatAddress(member.slice(0, -3) as Address)} ${protocol}/${high << 8 | low}`;
   }).sort().join(" ");
 }

@@ -47,7 +47,12 @@ export class NaiveWorld {
     return [
       ...this.all("workload").map((w) => this.workload(w)),
       ...pods.map(({ namespace, serviceAccount, labels, addresses, ports }): NaiveEndpoint => ({
-        labels: this.#inherit(labels, { namespace, serviceAccount, orchestrator: "k8s", profiles: [`kns.${namespace}`] }),
+        labels: this.#inherit(labels, {
+          namespace,
+          serviceAccount,
+          orchestrator: "k8s",
+          profiles: [`kns.${namespace}`],
+        }),
         nets: addresses.map((address) => formatCidr(hostCidr(address))),
         addresses,
         ports,
@@ -88,14 +93,17 @@ export class NaiveWorld {
     profiles: readonly string[];
   }): ReadonlyMap<string, string> {
     const labels = new Map<string, string>();
-    const put = (key: string, value: string | undefined) => value === undefined ? labels.delete(key) : labels.set(key, value);
+    const put = (key: string, value: string | undefined) =>
+      value === undefined ? labels.delete(key) : labels.set(key, value);
     // Weakest first.
     for (const name of from.profiles.toReversed()) {
       for (const [key, value] of this.get("profile", name)?.labelsToApply ?? []) put(key, value);
     }
     const account = from.serviceAccount && this.get("serviceAccount", `${from.namespace}/${from.serviceAccount}`);
     for (const [key, value] of account ? account.labels : []) put(`pcsa.${key}`, value);
-    for (const [key, value] of (from.namespace && this.get("namespace", from.namespace)?.labels) || []) put(`pcns.${key}`, value);
+    for (const [key, value] of (from.namespace && this.get("namespace", from.namespace)?.labels) || []) {
+      put(`pcns.${key}`, value);
+    }
     if (from.orchestrator !== undefined) put("projectcalico.org/orchestrator", from.orchestrator);
     if (from.name !== undefined) put("projectcalico.org/name", from.name);
     for (const [key, value] of own) put(key, value);
@@ -135,12 +143,18 @@ export class NaiveWorld {
 
   /** Names of tiers and policies that apply, in order. */
   policies(endpoint: NaiveEndpoint, direction: Direction, stages: readonly string[]): string {
-    const fixed: Readonly<Record<string, number>> = { "kube-admin": 1_000, default: 1_000_000, "kube-baseline": 10_000_000 };
+    const fixed: Readonly<Record<string, number>> = {
+      "kube-admin": 1_000,
+      default: 1_000_000,
+      "kube-baseline": 10_000_000,
+    };
     const tierOrder = (name: string) => fixed[name] ?? this.get("tier", name)?.order ?? Infinity;
     const keys = (policy: NeutralPolicy) =>
       [tierOrder(policy.tier), policy.tier, policy.order ?? Infinity, policy.sortName, policy.id] as const;
     return this.all("policy")
-      .filter((policy) => stages.includes(policy.stage) && policy[direction] && matches(policy.selects, endpoint.labels))
+      .filter((policy) =>
+        stages.includes(policy.stage) && policy[direction] && matches(policy.selects, endpoint.labels)
+      )
       .sort((a, b) => {
         const [left, right] = [keys(a), keys(b)];
         const at = left.findIndex((key, i) => key !== right[i]);
@@ -170,7 +184,9 @@ export class NaiveWorld {
       const list = (direction: Direction, ...stages: string[]) => this.policies(endpoint, direction, stages);
       lines.push(
         `${host.id} in: ${list("ingress", "normal", "forward")} out: ${list("egress", "normal", "forward")}` +
-          ` forward: ${list("ingress", "forward")} | ${list("egress", "forward")} early: ${list("ingress", "preDnat")}` +
+          ` forward: ${list("ingress", "forward")} | ${list("egress", "forward")} early: ${
+            list("ingress", "preDnat")
+          }` +
           ` untracked: ${list("ingress", "untracked")} | ${list("egress", "untracked")}`,
       );
     }
@@ -191,7 +207,14 @@ const isPossible = ({ family, source, destination }: NeutralRule): boolean =>
 export function describeState({ desired }: CalcResult): string {
   const lines: string[] = [];
   const byId = <T>(map: Iterable<readonly [string, T]>) => [...map].sort((a, b) => a[0] < b[0] ? -1 : 1);
-  const list = (of: { tiers: readonly { name: string; policies: readonly { id: string; staged: boolean; rules: readonly unknown[] }[] }[] } | undefined) =>
+  const list = (
+    of: {
+      tiers: readonly {
+        name: string;
+        policies: readonly { id: string; staged: boolean; rules: readonly unknown[] }[];
+      }[];
+    } | undefined,
+  ) =>
     (of?.tiers ?? []).flatMap((tier) =>
       tier.policies.map(({ id, staged, rules }) => `${tier.name}/${id}${staged ? "*" : ""}(${rules.length})`)
     ).join(" ");
@@ -200,7 +223,9 @@ export function describeState({ desired }: CalcResult): string {
   }
   for (const [id, h] of byId(desired.hostEndpoints)) {
     lines.push(
-      `${id} in: ${list(h.ingress)} out: ${list(h.egress)} forward: ${list(h.forwardIngress)} | ${list(h.forwardEgress)}` +
+      `${id} in: ${list(h.ingress)} out: ${list(h.egress)} forward: ${list(h.forwardIngress)} | ${
+        list(h.forwardEgress)
+      }` +
         ` early: ${list(h.preDnat)} untracked: ${list(h.untrackedIngress)} | ${list(h.untrackedEgress)}`,
     );
   }

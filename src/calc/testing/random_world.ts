@@ -147,7 +147,16 @@ function randomObject(random: Random): WorldObject {
         orchestrator: "cni",
       };
     case "pod":
-      return { kind: "pod", id: `${namespace}/${name}`, namespace, name, labels: labels(random), serviceAccount, ports, addresses };
+      return {
+        kind: "pod",
+        id: `${namespace}/${name}`,
+        namespace,
+        name,
+        labels: labels(random),
+        serviceAccount,
+        ports,
+        addresses,
+      };
     case "namespace":
       return { kind: "namespace", id: namespace, labels: new Map([["team", random.pick(VALUES)]]) };
     case "serviceAccount": {
@@ -159,11 +168,27 @@ function randomObject(random: Random): WorldObject {
       const interfaceName = random.pick(["*", "eth0", "eth1", undefined, undefined]);
       const id = `h-${random.below(4)}`;
       const own = labels(random);
-      return { kind: "hostEndpoint", id, node, interfaceName, expectedAddresses: addresses, labels: own, ports, profiles: profiles ?? [] };
+      return {
+        kind: "hostEndpoint",
+        id,
+        node,
+        interfaceName,
+        expectedAddresses: addresses,
+        labels: own,
+        ports,
+        profiles: profiles ?? [],
+      };
     }
     case "networkSet": {
       const within = random.chance(50) ? namespace : undefined;
-      return { kind: "networkSet", id: `${within ?? ""}/${name}`, namespace: within, name, labels: labels(random), nets: random.some(NETS, 2) };
+      return {
+        kind: "networkSet",
+        id: `${within ?? ""}/${name}`,
+        namespace: within,
+        name,
+        labels: labels(random),
+        nets: random.some(NETS, 2),
+      };
     }
     case "policy": {
       const id = `policy-${random.below(12)}`;
@@ -182,11 +207,22 @@ function randomObject(random: Random): WorldObject {
       };
     }
     case "tier":
-      return { kind: "tier", id: random.pick(["t1", "t2", "default"]), order: random.pick([undefined, 5, 2e6]), defaultAction: random.pick(["deny", "pass"]) };
+      return {
+        kind: "tier",
+        id: random.pick(["t1", "t2", "default"]),
+        order: random.pick([undefined, 5, 2e6]),
+        defaultAction: random.pick(["deny", "pass"]),
+      };
     case "profile": {
       const id = random.pick(["p1", "p2", "kns.default"]);
       const applied: Labels = random.chance(50) ? new Map([["applied", "yes"]]) : new Map();
-      return { kind: "profile", id, labelsToApply: applied, ingress: rules(random, id, "ingress"), egress: rules(random, id, "egress") };
+      return {
+        kind: "profile",
+        id,
+        labelsToApply: applied,
+        ingress: rules(random, id, "ingress"),
+        egress: rules(random, id, "egress"),
+      };
     }
     case "node":
       return { kind: "node", id: random.pick(["n1", "n2"]), addresses, labels: new Map() };
@@ -211,7 +247,14 @@ function randomObject(random: Random): WorldObject {
       };
     case "serviceBackends": {
       const backends = addresses.map((address) => ({ address, ready: true, serving: true, terminating: false }));
-      return { kind: "serviceBackends", id: `slice-${random.below(4)}`, service: `default/${name}`, family: 4, ports, backends };
+      return {
+        kind: "serviceBackends",
+        id: `slice-${random.below(4)}`,
+        service: `default/${name}`,
+        family: 4,
+        ports,
+        backends,
+      };
     }
   }
 }

@@ -102,7 +102,17 @@ function parseObject(line: string): WorldObject {
       };
     case "remote": {
       const addresses = plain.map(parseAddress);
-      return { kind: "pod", id: `${namespace}/${name}`, namespace, name, labels, serviceAccount, ports, addresses, node };
+      return {
+        kind: "pod",
+        id: `${namespace}/${name}`,
+        namespace,
+        name,
+        labels,
+        serviceAccount,
+        ports,
+        addresses,
+        node,
+      };
     }
     case "host":
       return {
@@ -160,7 +170,9 @@ function parseNamedPort(text: string): NamedPort {
 }
 
 function parsePolicy(line: string, id: string): NeutralPolicy {
-  const [, selector, options] = /^policy \S+ selects (.*?)((?:\s+(?:tier|order|stage|name)=\S+|\s+staged)*)$/.exec(line)!;
+  const [, selector, options] = /^policy \S+ selects (.*?)((?:\s+(?:tier|order|stage|name)=\S+|\s+staged)*)$/.exec(
+    line,
+  )!;
   const option = (name: string) => new RegExp(`\\b${name}=(\\S+)`).exec(options!)?.[1];
   const order = option("order");
   return {
@@ -274,7 +286,9 @@ function verdictOf(
   for (const sourceAddress of from.addresses) {
     const destination = to.addresses.find((address) => address.length === sourceAddress.length);
     const icmpFamily = protocol === PROTOCOLS.ICMP ? 4 : protocol === PROTOCOLS.ICMPv6 ? 6 : undefined;
-    if (destination === undefined || (icmpFamily ?? addressFamily(destination)) !== addressFamily(destination)) continue;
+    if (destination === undefined || (icmpFamily ?? addressFamily(destination)) !== addressFamily(destination)) {
+      continue;
+    }
     const packet: Packet = {
       protocol,
       source: sourceAddress,
