@@ -1,17 +1,16 @@
 /** Builds `dist/manx`: one file with everything in it. `npm run build`. */
-import { mkdirSync, renameSync, statSync } from "node:fs";
+import { mkdirSync, mkdtempSync, renameSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 
 const ROOT = join(import.meta.dir, "..");
 export const BINARY = join(ROOT, "dist", "manx");
 
-/** The binary's entry point first, then the workers it starts by path. */
-const ENTRY_POINTS = ["src/main.ts"];
-
 /** @throws {Error} with the bundler's words where the build fails; an earlier binary stays then */
 export async function buildBinary(): Promise<string> {
   mkdirSync(join(ROOT, "dist"), { recursive: true });
-  const fresh = `${BINARY}.${process.pid}`;
+  // The bundler leaves its source maps beside its output, besides embedding them: only the binary is wanted.
+  const scratch = mkdtempSync(join(ROOT, "dist", "build-"));
+  const fresh = join(scratch, "manx");
   const build = Bun.spawn({
     cmd: [
       process.execPath,
@@ -25,7 +24,7 @@ export async function buildBinary(): Promise<string> {
       // Without these two a bunfig.toml or .env in the working directory would run code or set variables, as root.
       "--no-compile-autoload-dotenv",
       "--no-compile-autoload-bunfig",
-      ...ENTRY_POINTS,
+      "src/main.ts",
       "--outfile",
       fresh,
     ],
@@ -38,9 +37,13 @@ export async function buildBinary(): Promise<string> {
     new Response(build.stderr).text(),
     build.exited,
   ]);
-  if (status !== 0) throw new Error(`the build of ${BINARY} failed (exit status ${status}):\n${output}${errors}`);
-  // In one step, so that a running binary is never written to and a reader never sees half a file.
-  renameSync(fresh, BINARY);
+  try {
+    if (status !== 0) throw new Error(`the build of ${BINARY} failed (exit status ${status}):\n${output}${errors}`);
+    // In one step, so that a running binary is never written to and a reader never sees half a file.
+    renameSync(fresh, BINARY);
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
   return BINARY;
 }
 

@@ -73,7 +73,8 @@ const SIZE_STEP = 4;
 
 /** A function of the content alone, so that a restart finds what it would make; steps are wide, so that few changes cross one. */
 export function addressForm(family: Family, sources: readonly LengthCounts[], nets: readonly Cidr[]): AddressForm {
-  const interval = nets.some((net) => !isHost(net)) || sources.some((counts) => shortLengths(counts, family).length > 0);
+  const interval = nets.some((net) => !isHost(net)) ||
+    sources.some((counts) => shortLengths(counts, family).length > 0);
   if (interval) return { interval, capacity: undefined };
   const count = sources.reduce((sum, counts) => sum + counts[family][familyBits(family)]!, nets.length);
   if (count < SIZED_FROM) return { interval, capacity: undefined };
@@ -227,7 +228,10 @@ export function maximalNets(nets: readonly Cidr[]): readonly Cidr[] {
   for (const net of sorted) {
     // Sorted by address, then length: whoever covers `net` stands right before it among those kept.
     const last = kept[kept.length - 1];
-    if (last === undefined || last.length !== net.length || !cidrContains(last, cidrAddress(net)) || cidrPrefix(last) > cidrPrefix(net)) {
+    if (
+      last === undefined || last.length !== net.length || !cidrContains(last, cidrAddress(net)) ||
+      cidrPrefix(last) > cidrPrefix(net)
+    ) {
       kept.push(net);
     }
   }
@@ -238,7 +242,9 @@ export function maximalNets(nets: readonly Cidr[]): readonly Cidr[] {
 export function subtractNets(nets: readonly Cidr[], holes: readonly Cidr[]): readonly Cidr[] {
   const left: Cidr[] = [];
   const cut = (net: Cidr, inside: readonly Cidr[]): void => {
-    const within = inside.filter((hole) => cidrContains(net, cidrAddress(hole)) || cidrContains(hole, cidrAddress(net)));
+    const within = inside.filter((hole) =>
+      cidrContains(net, cidrAddress(hole)) || cidrContains(hole, cidrAddress(net))
+    );
     if (within.length === 0) {
       left.push(net);
       return;

@@ -4,18 +4,42 @@
  * The list is flattened to one order of rules and cut into runs of one action: within a run order does not matter, so it
  * may be regrouped into a port map, and set lookups. README.md has the argument and the bounds.
  */
-import { type Cidr, cidrAddress, cidrPrefix, type Family, maskAddress, type Address } from "../../src/model/address.ts";
+import { type Address, type Cidr, cidrAddress, cidrPrefix, type Family, maskAddress } from "../../src/model/address.ts";
 import type { PolicyList, Rule as PolicyRule, SetId } from "../../src/model/desired.ts";
 import { digest } from "../../src/model/digest.ts";
 import type { PortRange } from "../../src/model/ports.ts";
 import { type AddressForm, isHost, maximalNets } from "./address_elements.ts";
-import { type Alternative, alternativesOf, alternativeText, type End, matchesAll, PORT_PROTOCOLS, type Test, testText } from "./condition.ts";
+import {
+  type Alternative,
+  alternativesOf,
+  alternativeText,
+  type End,
+  matchesAll,
+  PORT_PROTOCOLS,
+  type Test,
+  testText,
+} from "./condition.ts";
 import { ALL_PORTS, cutPorts, portBytes, unitePorts } from "./ports.ts";
-import { type ElementKey, elementsOf, type ElementValue, type Expression, type NftChain, type NftSet, type Rule, type Verdict } from "./ruleset.ts";
+import {
+  type ElementKey,
+  elementsOf,
+  type ElementValue,
+  type Expression,
+  type NftChain,
+  type NftSet,
+  type Rule,
+  type Verdict,
+} from "./ruleset.ts";
 
 /** Sets of addresses a compiled list looks up; their elements come from the state. */
 export type AddressSetUse =
-  | { readonly kind: "net"; readonly family: Family; readonly ids: readonly SetId[]; readonly nets: readonly Cidr[]; readonly form: AddressForm }
+  | {
+    readonly kind: "net";
+    readonly family: Family;
+    readonly ids: readonly SetId[];
+    readonly nets: readonly Cidr[];
+    readonly form: AddressForm;
+  }
   | { readonly kind: "port"; readonly family: Family; readonly id: SetId };
 
 export interface Compiled {
@@ -144,7 +168,11 @@ class Output {
     return name;
   }
 
-  fixedSet(prefix: string, set: Omit<NftSet, "elements">, entries: readonly (readonly [ElementKey, ElementValue])[]): string {
+  fixedSet(
+    prefix: string,
+    set: Omit<NftSet, "elements">,
+    entries: readonly (readonly [ElementKey, ElementValue])[],
+  ): string {
     const name = fixedSetName(prefix, set, entries);
     if (!this.fixedSets.has(name)) this.fixedSets.set(name, { ...set, elements: elementsOf(entries) });
     return name;
@@ -175,7 +203,12 @@ class Output {
 }
 
 /** `n` interval, `s` plain; `l` prefixes only. The form is in the name: a set that changes its form is another set. */
-export function netSetName(family: Family, ids: readonly SetId[], nets: readonly Cidr[], { interval, capacity }: AddressForm): string {
+export function netSetName(
+  family: Family,
+  ids: readonly SetId[],
+  nets: readonly Cidr[],
+  { interval, capacity }: AddressForm,
+): string {
   const form = ids.length === 0 ? "l" : interval ? "n" : "s";
   const content = ids.length === 1 && nets.length === 0 ? ids[0]! : JSON.stringify([ids, nets]);
   return `${form}${family}-${digest(content)}${capacity === undefined ? "" : `-${capacity}`}`;
@@ -250,7 +283,7 @@ class FamilyCompiler {
     if (step.all) return [[verdict(to)]];
     const alternatives = mergePorts(step.rules.flatMap((rule) => alternativesOf(rule, this.family)));
     const ported = alternatives.filter((one) => one.ports !== undefined);
-    const others = this.linear(alternatives.filter((one) => one.ports === undefined).map(testsOf), to);
+    const others = this.noted(this.linear(alternatives.filter((one) => one.ports === undefined).map(testsOf), to));
     const plain = this.linear(ported.map(testsOf), to);
     const rest = () => this.run(steps, at + 1, passMaps);
     if (plain.length <= LINEAR_MAX) return [...plain, ...others, ...rest()];
@@ -298,7 +331,9 @@ class FamilyCompiler {
           verdicts.set(key, found);
         }
         const before = cells[cells.length - 1];
-        if (before !== undefined && before.protocol === protocol && before.last === first - 1 && before.verdict === found) {
+        if (
+          before !== undefined && before.protocol === protocol && before.last === first - 1 && before.verdict === found
+        ) {
           before.last = last;
         } else cells.push({ protocol, first, last, verdict: found });
       }
@@ -309,7 +344,7 @@ class FamilyCompiler {
     const entries: [ElementKey, ElementValue][] = [];
     for (const { protocol, first, last, verdict } of cells) {
       if (interval) entries.push([key(protocol, first) + key(protocol, last), verdict]);
-      else { for (let port = first; port <= last; port++) entries.push([key(protocol, port), verdict]); }
+      else for (let port = first; port <= last; port++) entries.push([key(protocol, port), verdict]);
     }
     const set = this.out.fixedSet("m", { fields: ["inet_proto", "inet_service"], interval, map: true }, entries);
     return [[
@@ -331,7 +366,10 @@ class FamilyCompiler {
   }
 
   private uniteEnd(conjunctions: readonly (readonly Test[])[], end: End): (readonly Test[])[] {
-    const groups = new Map<string, { rest: readonly Test[]; members: { tests: readonly Test[]; address: AddressTest }[] }>();
+    const groups = new Map<
+      string,
+      { rest: readonly Test[]; members: { tests: readonly Test[]; address: AddressTest }[] }
+    >();
     const out: (readonly Test[])[] = [];
     for (const tests of conjunctions) {
       const at = tests.findIndex((test) => test.test === "address" && test.end === end && !test.not);
@@ -352,7 +390,10 @@ class FamilyCompiler {
       }
       const ids = [...new Set(members.flatMap(({ address }) => address.ids))].sort();
       const nets = maximalNets(members.flatMap(({ address }) => address.nets));
-      const of = (ids: readonly SetId[], nets: readonly Cidr[]): readonly Test[] => [{ test: "address", end, ids, nets, not: false }, ...rest];
+      const of = (
+        ids: readonly SetId[],
+        nets: readonly Cidr[],
+      ): readonly Test[] => [{ test: "address", end, ids, nets, not: false }, ...rest];
       if (ids.length + (nets.length > 0 ? 1 : 0) > LOOKUPS_MAX && this.out.mayUnite(ids.length)) {
         out.push(of(ids, nets));
         continue;
@@ -365,7 +406,11 @@ class FamilyCompiler {
 
   private log(rule: PolicyRule): readonly Rule[] {
     const { policy, direction, index } = rule.origin;
-    const say: Rule = [LOG_RATE, { op: "log", group: this.out.options.logGroup, prefix: logPrefix(`manx ${direction} ${index} ${policy}`) }];
+    const say: Rule = [LOG_RATE, {
+      op: "log",
+      group: this.out.options.logGroup,
+      prefix: logPrefix(`manx ${direction} ${index} ${policy}`),
+    }];
     const conjunctions = this.unite(alternativesOf(rule, this.family).map(testsOf));
     if (conjunctions.length === 1) return [[...this.tests(conjunctions[0]!), ...say]];
     // Once for a packet, however many of its alternatives match.
@@ -418,7 +463,9 @@ class FamilyCompiler {
   }
 
   private ports(end: End, ranges: readonly PortRange[]): readonly Expression[] {
-    if (ranges.length === 1 && ranges[0]!.first === ALL_PORTS[0]!.first && ranges[0]!.last === ALL_PORTS[0]!.last) return [];
+    if (ranges.length === 1 && ranges[0]!.first === ALL_PORTS[0]!.first && ranges[0]!.last === ALL_PORTS[0]!.last) {
+      return [];
+    }
     const load: Expression = { op: "payload", base: "transport", offset: end === "source" ? 0 : 2, length: 2, dreg: 0 };
     if (ranges.length === 1) {
       const { first, last } = ranges[0]!;
@@ -426,7 +473,9 @@ class FamilyCompiler {
       return [load, { op: "range", sreg: 0, is: "eq", from: portBytes(first), to: portBytes(last) }];
     }
     const interval = ranges.some(({ first, last }) => first !== last);
-    const entries = ranges.map(({ first, last }) => [portBytes(first) + (interval ? portBytes(last) : ""), true] as const);
+    const entries = ranges.map(({ first, last }) =>
+      [portBytes(first) + (interval ? portBytes(last) : ""), true] as const
+    );
     const set = this.out.fixedSet("q", { fields: ["inet_service"], interval, map: false }, entries);
     return [load, { op: "lookup", set, sreg: 0, invert: false }];
   }
@@ -473,7 +522,10 @@ function mergePorts(alternatives: readonly Alternative[]): readonly Alternative[
   for (const one of alternatives) {
     const key = one.ports === undefined ? alternativeText(one) : alternativeText({ ...one, ports: [] });
     const before = merged.get(key);
-    merged.set(key, before?.ports === undefined ? one : { ...before, ports: unitePorts([...before.ports, ...one.ports!]) });
+    merged.set(
+      key,
+      before?.ports === undefined ? one : { ...before, ports: unitePorts([...before.ports, ...one.ports!]) },
+    );
   }
   return [...merged.values()];
 }
@@ -490,4 +542,3 @@ function logPrefix(text: string): string {
   if (printable.length <= LOG_PREFIX_MAX) return printable;
   return `${printable.slice(0, LOG_PREFIX_MAX - 13)}~${digest(text).slice(0, 12)}`;
 }
-

@@ -18,7 +18,13 @@ export type Test =
   | { readonly test: "ports"; readonly end: End; readonly ranges: readonly PortRange[] }
   | { readonly test: "icmp"; readonly type: number; readonly code: number | null; readonly not: boolean }
   /** In any of the `net` sets or prefixes. */
-  | { readonly test: "address"; readonly end: End; readonly ids: readonly SetId[]; readonly nets: readonly Cidr[]; readonly not: boolean }
+  | {
+    readonly test: "address";
+    readonly end: End;
+    readonly ids: readonly SetId[];
+    readonly nets: readonly Cidr[];
+    readonly not: boolean;
+  }
   /** (address, protocol, port) in the `port` set. */
   | { readonly test: "addressPort"; readonly end: End; readonly id: SetId; readonly not: boolean };
 
@@ -34,14 +40,18 @@ export const PORT_PROTOCOLS = [PROTOCOLS.TCP, PROTOCOLS.UDP, PROTOCOLS.SCTP, PRO
 export const icmpProtocol = (family: Family): number => family === 4 ? PROTOCOLS.ICMP : PROTOCOLS.ICMPv6;
 
 export const testText = (test: Test): string => JSON.stringify(test);
-export const alternativeText = (one: Alternative): string => JSON.stringify([one.protocol ?? null, one.ports ?? null, one.tests]);
+export const alternativeText = (one: Alternative): string =>
+  JSON.stringify([one.protocol ?? null, one.ports ?? null, one.tests]);
 export const matchesAll = (one: Alternative): boolean =>
   one.protocol === undefined && one.ports === undefined && one.tests.length === 0;
 
 /** Empty: the rule matches nothing in this family. */
 export function alternativesOf(rule: PolicyRule, family: Family): readonly Alternative[] {
   if (rule.family !== undefined && rule.family !== family) return [];
-  const addresses = [...addressTests(rule.source, "source", family), ...addressTests(rule.destination, "destination", family)];
+  const addresses = [
+    ...addressTests(rule.source, "source", family),
+    ...addressTests(rule.destination, "destination", family),
+  ];
   if (addresses.includes(undefined)) return [];
   const fixed = addresses as Test[];
   const alternatives: Alternative[] = [];
@@ -74,8 +84,12 @@ function protocolVariants(rule: PolicyRule, family: Family): { protocol: Protoco
   if (rule.icmp !== undefined && rule.protocol !== undefined && rule.protocol !== icmp) return [];
   const protocol = rule.icmp !== undefined ? icmp : rule.protocol;
   const ends = [rule.source, rule.destination];
-  const wantsPorts = ends.some((end) => end.ports !== undefined || end.portSets !== undefined || end.serviceSet !== undefined);
-  const numbersPorts = ends.some((end) => end.ports !== undefined || end.notPorts !== undefined || end.notPortSets !== undefined);
+  const wantsPorts = ends.some((end) =>
+    end.ports !== undefined || end.portSets !== undefined || end.serviceSet !== undefined
+  );
+  const numbersPorts = ends.some((end) =>
+    end.ports !== undefined || end.notPorts !== undefined || end.notPortSets !== undefined
+  );
   let choices: ProtocolChoice[];
   if (protocol !== undefined) choices = wantsPorts && !hasPorts(protocol) ? [] : [protocol];
   else if (numbersPorts) choices = wantsPorts ? [...PORT_PROTOCOLS] : [...PORT_PROTOCOLS, "portless"];
@@ -89,7 +103,9 @@ function protocolVariants(rule: PolicyRule, family: Family): { protocol: Protoco
       if (choice === rule.notProtocol) continue;
       if (typeof choice !== "number") tests.push({ test: "protocol", protocol: rule.notProtocol, not: true });
     }
-    if (rule.icmp !== undefined) tests.push({ test: "icmp", type: rule.icmp.type, code: rule.icmp.code ?? null, not: false });
+    if (rule.icmp !== undefined) {
+      tests.push({ test: "icmp", type: rule.icmp.type, code: rule.icmp.code ?? null, not: false });
+    }
     if (rule.notIcmp !== undefined && (choice === icmp || typeof choice !== "number")) {
       const other: Test = { test: "icmp", type: rule.notIcmp.type, code: rule.notIcmp.code ?? null, not: true };
       if (choice === icmp) tests.push(other);
@@ -128,11 +144,14 @@ function portVariants(rule: PolicyRule, protocol: ProtocolChoice): readonly Port
 function endVariants(match: RuleMatch, end: End, ported: boolean): readonly PortVariant[] {
   const always: Test[] = [];
   if (match.serviceSet !== undefined) always.push({ test: "addressPort", end, id: match.serviceSet, not: false });
-  if (ported) for (const id of match.notPortSets ?? []) always.push({ test: "addressPort", end, id, not: true });
+  if (ported) { for (const id of match.notPortSets ?? []) always.push({ test: "addressPort", end, id, not: true }); }
   const without = ported && match.notPorts !== undefined ? subtractPorts(ALL_PORTS, match.notPorts) : undefined;
   const variants: PortVariant[] = [];
   if (match.ports !== undefined) {
-    variants.push({ ports: without === undefined ? unitePorts(match.ports) : subtractPorts(unitePorts(match.ports), match.notPorts!), tests: always });
+    variants.push({
+      ports: without === undefined ? unitePorts(match.ports) : subtractPorts(unitePorts(match.ports), match.notPorts!),
+      tests: always,
+    });
   }
   for (const id of match.portSets ?? []) {
     variants.push({ ports: without, tests: [...always, { test: "addressPort", end, id, not: false }] });

@@ -15,7 +15,9 @@ export const lowestBit = (mask: number): number => (mask & -mask) >>> 0;
 /** @throws {ConfigError} naming the key path */
 export function parseConfig(raw: unknown): NftablesConfig {
   if (raw === undefined || raw === null) return DEFAULTS;
-  if (typeof raw !== "object" || Array.isArray(raw)) throw new ConfigError("dataplane.config", JSON.stringify(raw), "a mapping");
+  if (typeof raw !== "object" || Array.isArray(raw)) {
+    throw new ConfigError("dataplane.config", JSON.stringify(raw), "a mapping");
+  }
   const given = raw as Record<string, unknown>;
   const number = (key: keyof NftablesConfig, low: number, high: number): number => {
     const value = given[key];
@@ -26,7 +28,9 @@ export function parseConfig(raw: unknown): NftablesConfig {
     return value;
   };
   for (const key of Object.keys(given)) {
-    if (!(key in DEFAULTS)) throw new ConfigError(`dataplane.config.${key}`, "an unknown key", `one of ${Object.keys(DEFAULTS).join(", ")}`);
+    if (!(key in DEFAULTS)) {
+      throw new ConfigError(`dataplane.config.${key}`, "an unknown key", `one of ${Object.keys(DEFAULTS).join(", ")}`);
+    }
   }
   return { logGroup: number("logGroup", 1, 0xffff), markMask: number("markMask", 1, 0xffffffff) };
 }

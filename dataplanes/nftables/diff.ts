@@ -2,12 +2,12 @@
 import type { NetlinkMessage } from "../../src/sdk/kernel_door.ts";
 import {
   appendRule,
+  DATA_TYPE_VERDICT,
   deleteChain,
   deleteSet,
   deleteTable,
   ElementFlag,
   ElementMessages,
-  DATA_TYPE_VERDICT,
   flushChain,
   newChain,
   newSet,
@@ -18,8 +18,8 @@ import {
 } from "../../src/kernel/netlink/schema/nftables.ts";
 import { expressionToWire } from "../../src/kernel/netlink/schema/nftables_expression.ts";
 import {
-  type ElementKey,
   elementChanges,
+  type ElementKey,
   type ElementValue,
   KEY_FIELDS,
   type KeyField,
@@ -64,7 +64,9 @@ function changes(before: Ruleset, after: Ruleset, table: TableName): readonly Ne
   const messages: NetlinkMessage[] = [];
   let id = 0;
   for (const [name, set] of after.sets) if (!before.sets.has(name)) messages.push(createSet(table, name, set, ++id));
-  for (const [name, chain] of after.chains) if (!before.chains.has(name)) messages.push(newChain(table, name, chain.base));
+  for (const [name, chain] of after.chains) {
+    if (!before.chains.has(name)) messages.push(newChain(table, name, chain.base));
+  }
 
   for (const [name, set] of after.sets) {
     const there = before.sets.get(name);
@@ -121,7 +123,9 @@ function createSet(table: TableName, name: string, set: NftSet, id: number): Net
  * BYTEORDER_HOST_ENDIAN (1). The kernel keeps it unread.
  */
 const keyByteOrder = (fields: readonly KeyField[]): Uint8Array | undefined =>
-  fields.length === 1 && (fields[0] === "ifname" || fields[0] === "ct_state") ? Uint8Array.of(0, 4, 1, 0, 0, 0) : undefined;
+  fields.length === 1 && (fields[0] === "ifname" || fields[0] === "ct_state")
+    ? Uint8Array.of(0, 4, 1, 0, 0, 0)
+    : undefined;
 
 /** An interval of a single field is two elements: its first key, and the key after its last as an end. */
 function put(set: NftSet, key: ElementKey, value: ElementValue, into: ElementMessages): void {
@@ -158,4 +162,3 @@ export function keyBefore(key: string): string | undefined {
   }
   return undefined;
 }
-

@@ -5,7 +5,13 @@ import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts
 import { definePlugin, type Host } from "../../src/sdk/plugin.ts";
 import { explainError } from "../../src/sdk/errors.ts";
 import { isErrno } from "../../src/kernel/errors.ts";
-import { deleteTable, GROUP_NFTABLES, NETLINK_NETFILTER, SUBSYSTEM_NFTABLES, tableOf } from "../../src/kernel/netlink/schema/nftables.ts";
+import {
+  deleteTable,
+  GROUP_NFTABLES,
+  NETLINK_NETFILTER,
+  SUBSYSTEM_NFTABLES,
+  tableOf,
+} from "../../src/kernel/netlink/schema/nftables.ts";
 import { lowestBit, type NftablesConfig, parseConfig } from "./config.ts";
 import { diff, TABLE } from "./diff.ts";
 import { probe } from "./probe.ts";
@@ -94,14 +100,17 @@ class NftablesDataplane implements Dataplane {
     if (!known) this.othersWrote = false;
     else if (found.generation !== this.generation) this.othersWrote = true;
     const messages = messagesFor(found, ruleset);
-    if (messages.length > 0) this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, messages, found.generation);
-    else this.generation = found.generation;
+    if (messages.length > 0) {
+      this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, messages, found.generation);
+    } else this.generation = found.generation;
     this.there = { ruleset, replace: false };
     return messages.length;
   }
 
   private send(operation: string, messages: readonly NetlinkMessage[], generation: number): void {
-    const listener = messages.reduce((sum, message) => sum + message.payload.length, 0) > QUIET_MESSAGES_BYTES ? this.listener : undefined;
+    const listener = messages.reduce((sum, message) => sum + message.payload.length, 0) > QUIET_MESSAGES_BYTES
+      ? this.listener
+      : undefined;
     listener?.pause();
     try {
       // With the generation: nobody else's write comes between what was compared and this.
@@ -111,7 +120,9 @@ class NftablesDataplane implements Dataplane {
     }
     this.generation = nextGeneration(generation);
     // While the listener was away: whoever wrote then went unheard.
-    if (listener !== undefined && readGeneration(this.socket) !== this.generation) listener.alarm("somebody wrote to nftables meanwhile");
+    if (listener !== undefined && readGeneration(this.socket) !== this.generation) {
+      listener.alarm("somebody wrote to nftables meanwhile");
+    }
   }
 
   async *drift(signal: AbortSignal): AsyncIterable<string> {

@@ -63,8 +63,21 @@ function printKey(fields: readonly KeyField[], key: string): readonly string[] {
   });
 }
 
-const CT_STATES: Readonly<Record<number, string>> = { 1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked" };
-const PROTOCOL_NAMES: Readonly<Record<number, string>> = { 1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp", 136: "udplite" };
+const CT_STATES: Readonly<Record<number, string>> = {
+  1: "invalid",
+  2: "established",
+  4: "related",
+  8: "new",
+  64: "untracked",
+};
+const PROTOCOL_NAMES: Readonly<Record<number, string>> = {
+  1: "icmp",
+  6: "tcp",
+  17: "udp",
+  58: "icmpv6",
+  132: "sctp",
+  136: "udplite",
+};
 
 export function printField(field: KeyField, bytes: string): string {
   switch (field) {
@@ -85,7 +98,8 @@ export function printField(field: KeyField, bytes: string): string {
 }
 
 const SYMBOLS = { eq: "==", neq: "!=", lt: "<", lte: "<=", gt: ">", gte: ">=" } as const;
-const hex = (bytes: string): string => `0x${[...bytes].map((byte) => byte.charCodeAt(0).toString(16).padStart(2, "0")).join("")}`;
+const hex = (bytes: string): string =>
+  `0x${[...bytes].map((byte) => byte.charCodeAt(0).toString(16).padStart(2, "0")).join("")}`;
 
 export function printExpression(one: Expression): string {
   switch (one.op) {
@@ -143,4 +157,3 @@ function printData(data: string): string {
   if (data.length === 2) return String(data.charCodeAt(0) << 8 | data.charCodeAt(1));
   return data.length === 1 ? String(data.charCodeAt(0)) : hex(data);
 }
-

@@ -4,7 +4,12 @@ import type { Family } from "../../src/model/address.ts";
 import type { Aspect, Dataplane } from "../../src/sdk/dataplane.ts";
 import { explainError, UnavailableError } from "../../src/sdk/errors.ts";
 import { isErrno } from "../../src/kernel/errors.ts";
-import { newTable, ProtocolFamily, SUBSYSTEM_NFTABLES, type TableName } from "../../src/kernel/netlink/schema/nftables.ts";
+import {
+  newTable,
+  ProtocolFamily,
+  SUBSYSTEM_NFTABLES,
+  type TableName,
+} from "../../src/kernel/netlink/schema/nftables.ts";
 import { diff } from "./diff.ts";
 import { elementsOf, type Expression, interfaceKey, type NftChain, type Ruleset } from "./ruleset.ts";
 
@@ -15,7 +20,9 @@ export function probe(socket: NetlinkSocket): Dataplane["capabilities"] {
   const policy = refusal(socket, policyRuleset);
   if (policy !== undefined) {
     throw new UnavailableError(
-      `probe nftables: found ${explainError(policy)}, wanted a kernel with nf_tables, its inet family, maps, intervals, conntrack, log and limit, and the right to use them`,
+      `probe nftables: found ${
+        explainError(policy)
+      }, wanted a kernel with nf_tables, its inet family, maps, intervals, conntrack, log and limit, and the right to use them`,
       { cause: policy },
     );
   }
@@ -39,16 +46,36 @@ function refusal(socket: NetlinkSocket, ruleset: Ruleset): unknown {
 
 const ACCEPT: Expression = { op: "verdict", verdict: { kind: "accept" } };
 
-const base = (type: "filter" | "nat", hook: "prerouting" | "forward" | "postrouting", priority: number, rules: NftChain["rules"]): NftChain => ({
+const base = (
+  type: "filter" | "nat",
+  hook: "prerouting" | "forward" | "postrouting",
+  priority: number,
+  rules: NftChain["rules"],
+): NftChain => ({
   base: { type, hook, priority, policy: "accept" },
   rules,
 });
 
 const policyRuleset: Ruleset = {
   sets: new Map([
-    ["states", { fields: ["ct_state"], interval: false, map: true, elements: elementsOf([["\x02\0\0\0", { kind: "accept" }]]) }],
-    ["links", { fields: ["ifname"], interval: false, map: true, elements: elementsOf([[interfaceKey("x"), { kind: "goto", chain: "end" }]]) }],
-    ["nets", { fields: ["ipv6_addr"], interval: true, map: false, elements: elementsOf([["\0".repeat(16) + "\x7f" + "\xff".repeat(15), true]]) }],
+    ["states", {
+      fields: ["ct_state"],
+      interval: false,
+      map: true,
+      elements: elementsOf([["\x02\0\0\0", { kind: "accept" }]]),
+    }],
+    ["links", {
+      fields: ["ifname"],
+      interval: false,
+      map: true,
+      elements: elementsOf([[interfaceKey("x"), { kind: "goto", chain: "end" }]]),
+    }],
+    ["nets", {
+      fields: ["ipv6_addr"],
+      interval: true,
+      map: false,
+      elements: elementsOf([["\0".repeat(16) + "\x7f" + "\xff".repeat(15), true]]),
+    }],
     ["ports", {
       fields: ["inet_proto", "inet_service"],
       interval: true,
@@ -57,18 +84,28 @@ const policyRuleset: Ruleset = {
     }],
   ]),
   chains: new Map([
-    ["end", { rules: [[{ op: "limit", rate: 1, unitSeconds: 1, burst: 5 }, { op: "log", group: 1, prefix: "probe" }], [ACCEPT]] }],
-    ["forward", base("filter", "forward", 0, [
-      [{ op: "ct", key: "state", dreg: 0 }, { op: "vmap", set: "states", sreg: 0 }],
-      [{ op: "meta", key: "iifname", dreg: 0 }, { op: "vmap", set: "links", sreg: 0 }],
-      [{ op: "payload", base: "network", offset: 8, length: 16, dreg: 0 }, { op: "lookup", set: "nets", sreg: 0, invert: true }, ACCEPT],
-      [
-        { op: "meta", key: "l4proto", dreg: 0 },
-        { op: "payload", base: "transport", offset: 2, length: 2, dreg: 1 },
-        { op: "vmap", set: "ports", sreg: 0 },
-      ],
-      [{ op: "meta", key: "l4proto", dreg: 0 }, { op: "range", sreg: 0, is: "eq", from: "\x01", to: "\x02" }, ACCEPT],
-    ])],
+    ["end", {
+      rules: [[{ op: "limit", rate: 1, unitSeconds: 1, burst: 5 }, { op: "log", group: 1, prefix: "probe" }], [ACCEPT]],
+    }],
+    [
+      "forward",
+      base("filter", "forward", 0, [
+        [{ op: "ct", key: "state", dreg: 0 }, { op: "vmap", set: "states", sreg: 0 }],
+        [{ op: "meta", key: "iifname", dreg: 0 }, { op: "vmap", set: "links", sreg: 0 }],
+        [{ op: "payload", base: "network", offset: 8, length: 16, dreg: 0 }, {
+          op: "lookup",
+          set: "nets",
+          sreg: 0,
+          invert: true,
+        }, ACCEPT],
+        [
+          { op: "meta", key: "l4proto", dreg: 0 },
+          { op: "payload", base: "transport", offset: 2, length: 2, dreg: 1 },
+          { op: "vmap", set: "ports", sreg: 0 },
+        ],
+        [{ op: "meta", key: "l4proto", dreg: 0 }, { op: "range", sreg: 0, is: "eq", from: "\x01", to: "\x02" }, ACCEPT],
+      ]),
+    ],
     ["raw", base("filter", "prerouting", -300, [[{ op: "notrack" }]])],
   ]),
 };

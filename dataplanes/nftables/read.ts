@@ -79,7 +79,9 @@ function readOnce(socket: NetlinkSocket, table: TableName): Omit<Found, "generat
     if (isErrno(error, "ENOENT")) return { ruleset: undefined, replace: false };
     throw error;
   }
-  if (answers.some((answer) => (parseTable(answer).attributes.flags ?? 0) !== 0)) return { ruleset: undefined, replace: true };
+  if (answers.some((answer) => (parseTable(answer).attributes.flags ?? 0) !== 0)) {
+    return { ruleset: undefined, replace: true };
+  }
 
   const chains = new Map<string, { base?: BaseChain; rules: (readonly Expression[])[] }>();
   for (const message of socket.dump("list chains", getChains(table.family))) {
@@ -136,7 +138,10 @@ function readSet(socket: NetlinkSocket, table: TableName, name: string, attribut
 const UNLIKE: Verdict = { kind: "other", code: 0 };
 
 function valueOf(one: WireElement, map: boolean): ElementValue {
-  if (one.more || one.data !== undefined || map !== (one.verdict !== undefined) || ((one.flags ?? 0) & ElementFlag.CatchAll) !== 0) return UNLIKE;
+  if (
+    one.more || one.data !== undefined || map !== (one.verdict !== undefined) ||
+    ((one.flags ?? 0) & ElementFlag.CatchAll) !== 0
+  ) return UNLIKE;
   return one.verdict ?? true;
 }
 
@@ -147,7 +152,9 @@ function intervals(elements: WireElement[]): [ElementKey, ElementValue][] {
   const found: [ElementKey, ElementValue][] = [];
   let open: WireElement | undefined;
   const close = (end: string | undefined) => {
-    if (open !== undefined) found.push([open.key + (end ?? "\xff".repeat(open.key.length)), valueOf(open, open.verdict !== undefined)]);
+    if (open !== undefined) {
+      found.push([open.key + (end ?? "\xff".repeat(open.key.length)), valueOf(open, open.verdict !== undefined)]);
+    }
     open = undefined;
   };
   for (const one of elements) {

@@ -3,11 +3,30 @@
  * from one call to the next is the same object, so that `diff` need not look into it.
  */
 import { type Address, type Cidr, cidrFamily, type Family, parseAddress } from "../../src/model/address.ts";
-import type { AddressSet, DesiredHostEndpoint, DesiredState, DesiredWorkload, PolicyList, ProtocolPort, SetId } from "../../src/model/desired.ts";
+import type {
+  AddressSet,
+  DesiredHostEndpoint,
+  DesiredState,
+  DesiredWorkload,
+  PolicyList,
+  ProtocolPort,
+  SetId,
+} from "../../src/model/desired.ts";
 import { digest } from "../../src/model/digest.ts";
 import type { PersistentMap } from "../../src/model/persistent_map.ts";
 import { persistentMap } from "../../src/model/persistent_map.ts";
-import { addressForm, type AddressForm, countLengths, hasFamily, isHost, type LengthCounts, maximalNets, NetElements, PortElements, shortLengths } from "./address_elements.ts";
+import {
+  type AddressForm,
+  addressForm,
+  countLengths,
+  hasFamily,
+  isHost,
+  type LengthCounts,
+  maximalNets,
+  NetElements,
+  PortElements,
+  shortLengths,
+} from "./address_elements.ts";
 import {
   ACCEPT,
   type AddressSetUse,
@@ -77,7 +96,12 @@ const addressAt = (family: Family, end: "source" | "destination", dreg: number):
 });
 
 /** NF_CT_STATE_BIT of include/uapi/linux/netfilter/nf_conntrack_common.h, as `ct state` gives them: host byte order. */
-const CT_STATE = { invalid: "\x01\0\0\0", established: "\x02\0\0\0", related: "\x04\0\0\0", untracked: "\x40\0\0\0" } as const;
+const CT_STATE = {
+  invalid: "\x01\0\0\0",
+  established: "\x02\0\0\0",
+  related: "\x04\0\0\0",
+  untracked: "\x40\0\0\0",
+} as const;
 
 /** A 32-bit number as registers hold it: host byte order. */
 const hostWord = (value: number): string =>
@@ -155,15 +179,29 @@ export class Renderer {
       const members = (state.sets.get(use.id) ?? emptySet(use.id)).members;
       const known = before?.elements;
       if (before !== undefined && known instanceof PortElements && known.source === members) return before;
-      return { fields: [`ipv${use.family}_addr`, "inet_proto", "inet_service"], interval: false, map: false, elements: new PortElements(use.family, members) };
+      return {
+        fields: [`ipv${use.family}_addr`, "inet_proto", "inet_service"],
+        interval: false,
+        map: false,
+        elements: new PortElements(use.family, members),
+      };
     }
     const sources = use.ids.map((id) => (state.sets.get(id) ?? emptySet(id)).members);
     const known = before?.elements;
-    if (before !== undefined && known instanceof NetElements && known.sources.every((source, i) => source === sources[i])) return before;
+    if (
+      before !== undefined && known instanceof NetElements && known.sources.every((source, i) => source === sources[i])
+    ) return before;
     const filled = sources.filter((_, i) => hasFamily(this.lengths(state, use.ids[i]!), use.family));
     const lengths = new Set(use.ids.flatMap((id) => shortLengths(this.lengths(state, id), use.family)));
     for (const net of use.nets) if (!isHost(net)) lengths.add(net.charCodeAt(net.length - 1));
-    const elements = new NetElements(use.family, sources, filled, use.nets, [...lengths].sort((a, b) => a - b), use.form.interval);
+    const elements = new NetElements(
+      use.family,
+      sources,
+      filled,
+      use.nets,
+      [...lengths].sort((a, b) => a - b),
+      use.form.interval,
+    );
     return { fields: [`ipv${use.family}_addr`], ...use.form, map: false, elements };
   }
 }
@@ -227,9 +265,15 @@ class Build {
     for (const workload of sortedValues(this.state.workloads)) {
       const name = workload.interfaceName;
       if (name === "" || name.length > INTERFACE_NAME_MAX) {
-        this.problems.add(`workload ${workload.id}: found interface ${JSON.stringify(name)}, wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`);
+        this.problems.add(
+          `workload ${workload.id}: found interface ${
+            JSON.stringify(name)
+          }, wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`,
+        );
       } else if (byInterface.has(name)) {
-        this.problems.add(`workload ${workload.id}: interface ${name} is another workload's too; its packets are dropped`);
+        this.problems.add(
+          `workload ${workload.id}: interface ${name} is another workload's too; its packets are dropped`,
+        );
         byInterface.set(name, undefined);
       } else byInterface.set(name, workload);
     }
@@ -300,7 +344,13 @@ class Build {
       lookup("unspoofable-types"),
     ];
     // 130 … 136 and MLDv2 reports (RFC 3810), which a pod sends from its link-local or from no address.
-    this.sets.set("unspoofable-types", tableSet(["icmpv6_type"], [0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x8f].map((type) => [String.fromCharCode(type), true])));
+    this.sets.set(
+      "unspoofable-types",
+      tableSet(
+        ["icmpv6_type"],
+        [0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x8f].map((type) => [String.fromCharCode(type), true]),
+      ),
+    );
     this.chains.set("source-check", {
       rules: [
         [...isFamily(4), iifname(), addressAt(4, "source", 4), lookup("source4"), verdict(ACCEPT)],
@@ -312,7 +362,12 @@ class Build {
           { op: "cmp", sreg: 0, is: "eq", data: LINK_LOCAL },
           verdict(ACCEPT),
         ],
-        [...neighbour, addressAt(6, "source", 0), { op: "cmp", sreg: 0, is: "eq", data: "\0".repeat(16) }, verdict(ACCEPT)],
+        [
+          ...neighbour,
+          addressAt(6, "source", 0),
+          { op: "cmp", sreg: 0, is: "eq", data: "\0".repeat(16) },
+          verdict(ACCEPT),
+        ],
         [verdict(DROP)],
       ],
     });
@@ -338,10 +393,22 @@ class Build {
       [oifname(), vmap("to-workload")],
       [...isPod(oifname()), verdict(DROP)],
     ]);
-    this.hostChain("host-forward-in", "forward", -2, "ingress", hosts, (endpoint) =>
-      endpoint.forwardIngress && this.hostList(endpoint.forwardIngress));
-    this.hostChain("host-forward-out", "forward", 1, "egress", hosts, (endpoint) =>
-      endpoint.forwardEgress && this.hostList(endpoint.forwardEgress));
+    this.hostChain(
+      "host-forward-in",
+      "forward",
+      -2,
+      "ingress",
+      hosts,
+      (endpoint) => endpoint.forwardIngress && this.hostList(endpoint.forwardIngress),
+    );
+    this.hostChain(
+      "host-forward-out",
+      "forward",
+      1,
+      "egress",
+      hosts,
+      (endpoint) => endpoint.forwardEgress && this.hostList(endpoint.forwardEgress),
+    );
   }
 
   private input(hosts: HostInterfaces): void {
@@ -353,7 +420,9 @@ class Build {
     if (hosts.any) {
       const failsafe = this.failsafe("inbound");
       rules.push(...this.passed(hosts, "ingress"));
-      rules.push(...this.hostDispatch("host-input", "ingress", hosts, (endpoint) => this.hostList(endpoint.ingress, [failsafe])));
+      rules.push(
+        ...this.hostDispatch("host-input", "ingress", hosts, (endpoint) => this.hostList(endpoint.ingress, [failsafe])),
+      );
     }
     this.base("input", "input", 0, rules);
   }
@@ -364,7 +433,13 @@ class Build {
     const rules: Rule[] = [
       [ctState(), vmap("state-host")],
       ...this.passed(hosts, "egress"),
-      ...this.hostDispatch("host-output", "egress", hosts, (endpoint) => this.hostList(endpoint.egress, [failsafe]), true),
+      ...this.hostDispatch(
+        "host-output",
+        "egress",
+        hosts,
+        (endpoint) => this.hostList(endpoint.egress, [failsafe]),
+        true,
+      ),
     ];
     this.stateHost();
     this.base("output", "output", 0, rules);
@@ -379,7 +454,8 @@ class Build {
     const named = new Map<string, DesiredHostEndpoint>();
     let star: DesiredHostEndpoint | undefined;
     for (const endpoint of sortedValues(this.state.hostEndpoints)) {
-      const claim = (what: string) => this.problems.add(`host endpoint ${endpoint.id}: ${what} is another host endpoint's already`);
+      const claim = (what: string) =>
+        this.problems.add(`host endpoint ${endpoint.id}: ${what} is another host endpoint's already`);
       if (endpoint.interfaces === "*") {
         if (star === undefined) star = endpoint;
         else claim("every interface");
@@ -387,7 +463,11 @@ class Build {
       }
       for (const name of endpoint.interfaces) {
         if (name === "" || name.length > INTERFACE_NAME_MAX) {
-          this.problems.add(`host endpoint ${endpoint.id}: found interface ${JSON.stringify(name)}, wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`);
+          this.problems.add(
+            `host endpoint ${endpoint.id}: found interface ${
+              JSON.stringify(name)
+            }, wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`,
+          );
         } else if (named.has(name)) claim(`interface ${name}`);
         else named.set(name, endpoint);
       }
@@ -416,7 +496,9 @@ class Build {
   private marks(hosts: HostInterfaces, direction: "ingress" | "egress"): boolean {
     const has = (endpoint: DesiredHostEndpoint) =>
       direction === "ingress" ? endpoint.untrackedIngress ?? endpoint.preDnat : endpoint.untrackedEgress;
-    return [...hosts.named.values(), hosts.star].some((endpoint) => endpoint !== undefined && has(endpoint) !== undefined);
+    return [...hosts.named.values(), hosts.star].some((endpoint) =>
+      endpoint !== undefined && has(endpoint) !== undefined
+    );
   }
 
   /** What was allowed before at its host endpoint meets no more of that endpoint's policy. */
@@ -494,15 +576,26 @@ class Build {
     this.chains.set("passed", { rules: [[...this.setPassed(true), verdict(ACCEPT)]] });
     const endings: Endings = { allow: goto("passed"), deny: DROP, next: ACCEPT };
     // After conntrack (-200), before dstnat (-100).
-    this.hostChain("pre-dnat", "prerouting", -150, "ingress", hosts, (endpoint) =>
-      endpoint.preDnat && this.chain([failsafe, [verdict(this.list(endpoint.preDnat, endings))]]));
+    this.hostChain(
+      "pre-dnat",
+      "prerouting",
+      -150,
+      "ingress",
+      hosts,
+      (endpoint) => endpoint.preDnat && this.chain([failsafe, [verdict(this.list(endpoint.preDnat, endings))]]),
+    );
   }
 
   private untracked(hosts: HostInterfaces, direction: "ingress" | "egress", rules: Rule[]): void {
-    const listOf = (endpoint: DesiredHostEndpoint) => direction === "ingress" ? endpoint.untrackedIngress : endpoint.untrackedEgress;
+    const listOf = (endpoint: DesiredHostEndpoint) =>
+      direction === "ingress" ? endpoint.untrackedIngress : endpoint.untrackedEgress;
     if (!this.marks(hosts, direction)) return;
     rules.push([...this.setPassed(false)]);
-    if (![...hosts.named.values(), hosts.star].some((endpoint) => endpoint !== undefined && listOf(endpoint) !== undefined)) return;
+    if (
+      ![...hosts.named.values(), hosts.star].some((endpoint) =>
+        endpoint !== undefined && listOf(endpoint) !== undefined
+      )
+    ) return;
     this.chains.set("no-track", { rules: [[{ op: "notrack" }, ...this.setPassed(true), verdict(ACCEPT)]] });
     const endings: Endings = { allow: goto("no-track"), deny: DROP, next: ACCEPT };
     // Without flows an answer is known by its source port only.
@@ -523,8 +616,12 @@ class Build {
 
   private failsafe(which: "inbound" | "outbound", end: "source" | "destination" = "destination"): Rule {
     const name = `failsafe-${which}`;
-    const key = ({ protocol, port }: ProtocolPort) => String.fromCharCode(protocol) + "\0\0\0" + portBytes(port) + "\0\0";
-    this.sets.set(name, tableSet(["inet_proto", "inet_service"], this.state.failsafe[which].map((port) => [key(port), true])));
+    const key = ({ protocol, port }: ProtocolPort) =>
+      String.fromCharCode(protocol) + "\0\0\0" + portBytes(port) + "\0\0";
+    this.sets.set(
+      name,
+      tableSet(["inet_proto", "inet_service"], this.state.failsafe[which].map((port) => [key(port), true])),
+    );
     return [
       { op: "meta", key: "l4proto", dreg: 0 },
       { op: "payload", base: "transport", offset: end === "source" ? 0 : 2, length: 2, dreg: 1 },
@@ -542,7 +639,11 @@ class Build {
       const ours = (nets: readonly Cidr[]) => maximalNets(nets.filter((net) => cidrFamily(net) === family));
       const from = ours(sources), within = ours(inside);
       if (from.length === 0) continue;
-      const rule: Expression[] = [...isFamily(family), addressAt(family, "source", 0), lookup(this.netSet(family, from))];
+      const rule: Expression[] = [
+        ...isFamily(family),
+        addressAt(family, "source", 0),
+        lookup(this.netSet(family, from)),
+      ];
       if (within.length > 0) rule.push(addressAt(family, "destination", 0), lookup(this.netSet(family, within), true));
       rules.push([...rule, { op: "masquerade" }]);
     }
@@ -572,4 +673,3 @@ const icmpv6Type = (from: string, to: string): readonly Expression[] => [
 
 const sortedValues = <V extends { readonly id: string }>(map: PersistentMap<string, V>): readonly V[] =>
   [...map.values()].sort((a, b) => a.id < b.id ? -1 : a.id > b.id ? 1 : 0);
-

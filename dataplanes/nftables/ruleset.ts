@@ -18,7 +18,14 @@ export interface NftChain {
 }
 
 /** The fields keys are made of; nft's names. */
-export type KeyField = "ipv4_addr" | "ipv6_addr" | "inet_proto" | "inet_service" | "ifname" | "ct_state" | "icmpv6_type";
+export type KeyField =
+  | "ipv4_addr"
+  | "ipv6_addr"
+  | "inet_proto"
+  | "inet_service"
+  | "ifname"
+  | "ct_state"
+  | "icmpv6_type";
 
 /** nft's type number and the bytes of a field, without the padding it has in a concatenated key. */
 export const KEY_FIELDS: Readonly<Record<KeyField, { readonly type: number; readonly length: number }>> = {
@@ -67,7 +74,8 @@ export const keyLength = (fields: readonly KeyField[]): number =>
     ? KEY_FIELDS[fields[0]!].length
     : fields.reduce((sum, field) => sum + fieldSize(KEY_FIELDS[field].length), 0);
 
-export const keyType = (fields: readonly KeyField[]): number => setKeyType(fields.map((field) => KEY_FIELDS[field].type));
+export const keyType = (fields: readonly KeyField[]): number =>
+  setKeyType(fields.map((field) => KEY_FIELDS[field].type));
 
 const FIELD_BY_TYPE = new Map(Object.entries(KEY_FIELDS).map(([name, { type }]) => [type, name as KeyField]));
 
@@ -124,7 +132,8 @@ export const sameRules = (a: readonly Rule[], b: readonly Rule[]): boolean =>
 
 export const sameBase = (a: BaseChain | undefined, b: BaseChain | undefined): boolean =>
   a === b ||
-  a !== undefined && b !== undefined && a.type === b.type && a.hook === b.hook && a.priority === b.priority && a.policy === b.policy;
+  a !== undefined && b !== undefined && a.type === b.type && a.hook === b.hook && a.priority === b.priority &&
+    a.policy === b.policy;
 
 /** Whether a set of that form can hold the elements of the other. */
 export const sameForm = (a: NftSet, b: NftSet): boolean =>

@@ -135,15 +135,21 @@ class Walk {
     this.tracked = packet.state !== "untracked";
     const family = addressFamily(packet.destination);
     this.network = "\0".repeat(family === 4 ? 12 : 8) + packet.source + packet.destination;
-    if (packet.icmp !== undefined) this.transport = String.fromCharCode(packet.icmp.type, packet.icmp.code) + "\0\0\0\0\0\0";
-    else if (hasPorts(packet.protocol)) this.transport = portBytes(packet.sourcePort ?? 0) + portBytes(packet.destinationPort ?? 0) + "\0\0\0\0";
-    else this.transport = packet.protocol === PROTOCOLS.ICMP || packet.protocol === PROTOCOLS.ICMPv6 ? undefined : "\0".repeat(8);
+    if (packet.icmp !== undefined) {
+      this.transport = String.fromCharCode(packet.icmp.type, packet.icmp.code) + "\0\0\0\0\0\0";
+    } else if (hasPorts(packet.protocol)) {
+      this.transport = portBytes(packet.sourcePort ?? 0) + portBytes(packet.destinationPort ?? 0) + "\0\0\0\0";
+    } else {this.transport = packet.protocol === PROTOCOLS.ICMP || packet.protocol === PROTOCOLS.ICMPv6
+        ? undefined
+        : "\0".repeat(8);}
   }
 
   chain(name: string, depth: number): "accept" | "drop" | "fell" {
     const chain = this.ruleset.chains.get(name);
     if (chain === undefined) throw new TraceError(`trace: found no chain ${name}, wanted the one a rule goes to`);
-    if (depth >= DEPTH_MAX) throw new TraceError(`trace: found chain ${name} at depth ${depth}, wanted less than ${DEPTH_MAX}`);
+    if (depth >= DEPTH_MAX) {
+      throw new TraceError(`trace: found chain ${name} at depth ${depth}, wanted less than ${DEPTH_MAX}`);
+    }
     for (const [index, rule] of chain.rules.entries()) {
       const verdict = this.rule(rule);
       if (verdict === undefined) continue;
@@ -242,7 +248,9 @@ class Walk {
         case "limit":
           break;
         case "other":
-          throw new TraceError(`trace: found expression ${one.name} ${one.attributes}, wanted one whose meaning is known`);
+          throw new TraceError(
+            `trace: found expression ${one.name} ${one.attributes}, wanted one whose meaning is known`,
+          );
       }
     }
     return { kind: "continue" };
@@ -270,17 +278,27 @@ class Walk {
   }
 
   private payload(one: Extract<Expression, { op: "payload" }>): string | undefined {
-    if (one.base === "link") throw new TraceError("trace: found a load from the link header, wanted network or transport");
+    if (one.base === "link") {
+      throw new TraceError("trace: found a load from the link header, wanted network or transport");
+    }
     const header = one.base === "network" ? this.network : this.transport;
     if (header === undefined) return undefined;
     if (one.offset + one.length > header.length) {
-      throw new TraceError(`trace: found a load of ${one.base} ${one.offset}+${one.length}, wanted within ${header.length} bytes`);
+      throw new TraceError(
+        `trace: found a load of ${one.base} ${one.offset}+${one.length}, wanted within ${header.length} bytes`,
+      );
     }
     return header.slice(one.offset, one.offset + one.length);
   }
 }
 
-const CT_STATES = { invalid: "\x01\0\0\0", established: "\x02\0\0\0", related: "\x04\0\0\0", new: "\x08\0\0\0", untracked: "\x40\0\0\0" };
+const CT_STATES = {
+  invalid: "\x01\0\0\0",
+  established: "\x02\0\0\0",
+  related: "\x04\0\0\0",
+  new: "\x08\0\0\0",
+  untracked: "\x40\0\0\0",
+};
 
 const hostWord = (value: number): string =>
   String.fromCharCode(value & 0xff, value >>> 8 & 0xff, value >>> 16 & 0xff, value >>> 24);
@@ -321,7 +339,13 @@ function indexOf(set: NftSet): Index {
   const plain = new Map<ElementKey, ElementValue>();
   set.elements.forEach((value, key) => plain.set(key, value));
   if (!set.interval) return { plain };
-  return { ranges: [...plain].map(([key, value]) => ({ first: key.slice(0, key.length / 2), last: key.slice(key.length / 2), value })) };
+  return {
+    ranges: [...plain].map(([key, value]) => ({
+      first: key.slice(0, key.length / 2),
+      last: key.slice(key.length / 2),
+      value,
+    })),
+  };
 }
 
 /** Field by field, as concatenated ranges are. */

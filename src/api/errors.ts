@@ -17,17 +17,39 @@ const STATUS_OF: Readonly<Record<string, number>> = {
 };
 
 /** CNI SPEC section 5, "Error": what a runtime is told where the error itself names no number. */
-const CNI_NUMBER_OF: Readonly<Record<string, number>> = { deadline: 11, conflict: 11, unavailable: 11, refused: 7, config: 7 };
+const CNI_NUMBER_OF: Readonly<Record<string, number>> = {
+  deadline: 11,
+  conflict: 11,
+  unavailable: 11,
+  refused: 7,
+  config: 7,
+};
 
 /** By its shape, not its class: plugins from outside have their own. */
 export function errorReply(error: unknown): { readonly status: number; readonly body: ErrorReply } {
-  const { code: rawCode, reasons, cni, name } = (error ?? {}) as { code?: unknown; reasons?: unknown; cni?: unknown; name?: unknown };
-  const code = name === "KernelError" ? "kernel" : typeof rawCode === "string" && /^[a-z]+(-[a-z]+)*$/.test(rawCode) ? rawCode : "internal";
+  const { code: rawCode, reasons, cni, name } = (error ?? {}) as {
+    code?: unknown;
+    reasons?: unknown;
+    cni?: unknown;
+    name?: unknown;
+  };
+  const code = name === "KernelError" ? "kernel" : name === "TimeoutError" // of AbortSignal.timeout
+    ? "deadline"
+    : typeof rawCode === "string" && /^[a-z]+(-[a-z]+)*$/.test(rawCode)
+    ? rawCode
+    : "internal";
   const details = Array.isArray(reasons) && reasons.length > 1 ? reasons.map(String) : undefined;
   const message = details === undefined ? explainError(error) : `${details.length} faults, the first: ${details[0]}`;
   const number = typeof cni === "number" ? cni : CNI_NUMBER_OF[code];
   return {
     status: STATUS_OF[code] ?? 500,
-    body: { error: { code, message, ...(details === undefined ? {} : { details }), ...(number === undefined ? {} : { cni: number }) } },
+    body: {
+      error: {
+        code,
+        message,
+        ...(details === undefined ? {} : { details }),
+        ...(number === undefined ? {} : { cni: number }),
+      },
+    },
   };
 }

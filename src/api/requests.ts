@@ -41,7 +41,9 @@ const texts = (fields: Fields, field: string): readonly string[] =>
   list(fields, field).map((value, i) => typeof value === "string" ? value : refuse(`${field}[${i}]`, value, "text"));
 const textMap = (fields: Fields, field: string): Readonly<Record<string, string>> => {
   const map = fields[field] === undefined ? {} : fieldsOf(fields[field], field);
-  for (const [key, value] of Object.entries(map)) if (typeof value !== "string") refuse(`${field}.${key}`, value, "text");
+  for (const [key, value] of Object.entries(map)) {
+    if (typeof value !== "string") refuse(`${field}.${key}`, value, "text");
+  }
   return map as Record<string, string>;
 };
 
@@ -95,14 +97,21 @@ export function readManifestRequest(body: unknown): ManifestRequest {
   if (typeof manifest !== "string") refuse("text", manifest, "a manifest's text");
   const wait = fields.wait === undefined ? 0 : number(fields, "wait");
   if (wait < 0 || wait > WAIT_MAX_MS) refuse("wait", wait, `milliseconds, at most ${WAIT_MAX_MS}`);
-  return { text: manifest as string, file: fields.file === undefined ? "manifest" : text(fields, "file"), dryRun: fields.dryRun === true, wait };
+  return {
+    text: manifest as string,
+    file: fields.file === undefined ? "manifest" : text(fields, "file"),
+    dryRun: fields.dryRun === true,
+    wait,
+  };
 }
 
 /** @throws {RefusedError} */
 export function readWaitRequest(body: unknown): WaitRequest {
   const fields = fieldsOf(body);
   const deadlineMs = number(fields, "deadlineMs");
-  if (deadlineMs < 0 || deadlineMs > WAIT_MAX_MS) refuse("deadlineMs", deadlineMs, `milliseconds, at most ${WAIT_MAX_MS}`);
+  if (deadlineMs < 0 || deadlineMs > WAIT_MAX_MS) {
+    refuse("deadlineMs", deadlineMs, `milliseconds, at most ${WAIT_MAX_MS}`);
+  }
   const keys = list(fields, "keys").map((entry, i): WaitKey => {
     const parts = fieldsOf(entry, `keys[${i}]`);
     const { namespace, revision, outcome } = parts;

@@ -9,14 +9,25 @@ import { VERSION } from "../version.ts";
 import { errorReply } from "./errors.ts";
 import { PATHS } from "./protocol.ts";
 import type { KindList, PluginsReply, VersionReply, WaitReply } from "./protocol.ts";
-import { describe, readAddRequest, readAttachmentName, readCheckRequest, readGcRequest, readManifestRequest, readWaitRequest } from "./requests.ts";
+import {
+  describe,
+  readAddRequest,
+  readAttachmentName,
+  readCheckRequest,
+  readGcRequest,
+  readManifestRequest,
+  readWaitRequest,
+} from "./requests.ts";
 
 export function createRoutes(view: HostView, log: Log): { fetch(request: Request): Response | Promise<Response> } {
   const app = new Hono();
   const signalOf = (context: Context) => context.req.raw.signal;
 
   const cni = <T>(verb: string, read: (body: unknown) => T, run: (request: T) => Promise<unknown>) =>
-    app.post(`${PATHS.cni}/${verb}`, async (context) => context.json(await run(read(await readBody(context))) as object ?? {}));
+    app.post(
+      `${PATHS.cni}/${verb}`,
+      async (context) => context.json(await run(read(await readBody(context))) as object ?? {}),
+    );
   cni<AddRequest>("add", readAddRequest, (request) => view.attachments.add(request));
   cni<DelRequest>("del", readAttachmentName, (request) => view.attachments.del(request));
   cni<CheckRequest>("check", readCheckRequest, (request) => view.attachments.check(request));
@@ -35,35 +46,57 @@ export function createRoutes(view: HostView, log: Log): { fetch(request: Request
     return context.json(await view.resources.delete(request, signalOf(context)));
   });
   app.post(PATHS.wait, async (context) => {
-    const { keys, deadlineMs }: { keys: readonly WaitKey[]; deadlineMs: number } = readWaitRequest(await readBody(context));
+    const { keys, deadlineMs }: { keys: readonly WaitKey[]; deadlineMs: number } = readWaitRequest(
+      await readBody(context),
+    );
     return context.json({ waitedMs: await view.wait(keys, deadlineMs, signalOf(context)) } satisfies WaitReply);
   });
-  app.get(`${PATHS.resources}/:plural`, async (context) =>
-    context.json(await view.resources.list(context.req.param("plural"), context.req.query("namespace"), signalOf(context))));
+  app.get(
+    `${PATHS.resources}/:plural`,
+    async (context) =>
+      context.json(
+        await view.resources.list(context.req.param("plural"), context.req.query("namespace"), signalOf(context)),
+      ),
+  );
   app.get(`${PATHS.resources}/:plural/:name`, async (context) => {
     const { plural, name } = context.req.param();
-    return context.json(await view.resources.get(plural, context.req.query("namespace") ?? "default", name, signalOf(context)));
+    return context.json(
+      await view.resources.get(plural, context.req.query("namespace") ?? "default", name, signalOf(context)),
+    );
   });
   app.delete(`${PATHS.resources}/:plural/:name`, async (context) => {
     const { plural, name } = context.req.param();
     const wait = Number(context.req.query("wait") ?? 0);
-    if (!Number.isInteger(wait) || wait < 0) throw new RefusedError([`query: wait: found ${context.req.query("wait")}, wanted milliseconds`]);
-    return context.json(await view.resources.remove(plural, context.req.query("namespace") ?? "default", name, wait, signalOf(context)));
+    if (!Number.isInteger(wait) || wait < 0) {
+      throw new RefusedError([`query: wait: found ${context.req.query("wait")}, wanted milliseconds`]);
+    }
+    return context.json(
+      await view.resources.remove(plural, context.req.query("namespace") ?? "default", name, wait, signalOf(context)),
+    );
   });
   app.get(PATHS.kinds, (context) => context.json({ kinds: view.resources.kinds } satisfies KindList));
   app.get(PATHS.status, (context) => context.json(view.status()));
-  app.get(PATHS.plugins, (context) => context.json({ api: API_VERSION, plugins: view.plugins() } satisfies PluginsReply));
+  app.get(
+    PATHS.plugins,
+    (context) => context.json({ api: API_VERSION, plugins: view.plugins() } satisfies PluginsReply),
+  );
   app.get(PATHS.version, (context) => context.json({ version: VERSION, api: API_VERSION } satisfies VersionReply));
   app.get(PATHS.ipam, async (context) => context.json(await view.ipam(signalOf(context))));
 
   app.notFound((context) => {
-    const message = `found no ${context.req.method} ${context.req.path}, wanted one of ${Object.values(PATHS).join(", ")}`;
+    const message = `found no ${context.req.method} ${context.req.path}, wanted one of ${
+      Object.values(PATHS).join(", ")
+    }`;
     return context.json({ error: { code: "not-found", message } }, 404);
   });
   app.onError((error, context) => {
     const { status, body } = errorReply(error);
-    if (body.error.code === "internal") log.error(`${context.req.method} ${context.req.path} failed`, { error: error.stack ?? error.message });
-    else log.debug(`${context.req.method} ${context.req.path} refused`, { code: body.error.code, message: body.error.message });
+    if (body.error.code === "internal") {
+      log.error(`${context.req.method} ${context.req.path} failed`, { error: error.stack ?? error.message });
+    } else {log.debug(`${context.req.method} ${context.req.path} refused`, {
+        code: body.error.code,
+        message: body.error.message,
+      });}
     return context.json(body, status as ContentfulStatusCode);
   });
   return app;
@@ -74,6 +107,10 @@ async function readBody(context: Context): Promise<unknown> {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw new RefusedError([`body of ${context.req.path}: found ${text === "" ? "nothing" : describe(text)}, wanted JSON (${(error as Error).message})`]);
+    throw new RefusedError([
+      `body of ${context.req.path}: found ${text === "" ? "nothing" : describe(text)}, wanted JSON (${
+        (error as Error).message
+      })`,
+    ]);
   }
 }

@@ -22,11 +22,20 @@ export async function serveApi(view: HostView, socket: string, log: Log): Promis
   let server: Bun.Server<undefined>;
   try {
     // The types know no idleTimeout for unix sockets; without it a wait of more than ten seconds is cut off.
-    const options = { unix: socket, idleTimeout: 0, maxRequestBodySize: BODY_MAX_BYTES, fetch: (request: Request) => routes.fetch(request) };
+    const options = {
+      unix: socket,
+      idleTimeout: 0,
+      maxRequestBodySize: BODY_MAX_BYTES,
+      fetch: (request: Request) => routes.fetch(request),
+    };
     server = Bun.serve(options as unknown as Bun.Serve.Options<undefined>);
     chmodSync(socket, 0o600);
   } catch (cause) {
-    throw new ManxError("socket", `API socket ${socket}: cannot listen (${(cause as NodeJS.ErrnoException).code ?? (cause as Error).message})`, { cause });
+    throw new ManxError(
+      "socket",
+      `API socket ${socket}: cannot listen (${(cause as NodeJS.ErrnoException).code ?? (cause as Error).message})`,
+      { cause },
+    );
   } finally {
     process.umask(mask);
   }
@@ -50,7 +59,12 @@ export async function serveApi(view: HostView, socket: string, log: Log): Promis
 
 /** Leaves nothing at `path`, or refuses. */
 async function claimSocket(path: string): Promise<void> {
-  const refuse = (found: string, cause?: unknown) => new ManxError("socket", `API socket ${path}: found ${found}, wanted a free path (api.socket in the configuration)`, { cause });
+  const refuse = (found: string, cause?: unknown) =>
+    new ManxError(
+      "socket",
+      `API socket ${path}: found ${found}, wanted a free path (api.socket in the configuration)`,
+      { cause },
+    );
   try {
     mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
   } catch (cause) {

@@ -15,11 +15,29 @@ let count = 0;
 const newPath = () => join(directory, `${count++}.sock`);
 
 /** Every part refuses; a test replaces what it asks. */
-function viewOf(parts: { attachments?: Partial<HostView["attachments"]>; resources?: Partial<HostView["resources"]>; wait?: HostView["wait"] }): HostView {
-  return { plugins: () => [], status: () => ({}), ipam: () => Promise.reject(new Error("none")), resources: {}, attachments: {}, ...parts } as unknown as HostView;
+function viewOf(
+  parts: {
+    attachments?: Partial<HostView["attachments"]>;
+    resources?: Partial<HostView["resources"]>;
+    wait?: HostView["wait"];
+  },
+): HostView {
+  return {
+    plugins: () => [],
+    status: () => ({}),
+    ipam: () => Promise.reject(new Error("none")),
+    resources: {},
+    attachments: {},
+    ...parts,
+  } as unknown as HostView;
 }
 
-async function call(socket: string, method: string, path: string, body?: unknown): Promise<{ status: number; body: any }> {
+async function call(
+  socket: string,
+  method: string,
+  path: string,
+  body?: unknown,
+): Promise<{ status: number; body: any }> {
   const response = await fetch(`http://manx${path}`, {
     unix: socket,
     method,
@@ -36,14 +54,21 @@ test("the socket is for root alone and goes when the API does", async () => {
   {
     await using _ = await serveApi(viewOf({}), path, silentLog);
     expect(lstatSync(path).mode & 0o777).toBe(0o600);
-    expect(await call(path, "GET", "/v1/version")).toMatchObject({ status: 200, body: { version: expect.stringMatching(/^\d+\.\d+\.\d+/), api: "1.0" } });
+    expect(await call(path, "GET", "/v1/version")).toMatchObject({
+      status: 200,
+      body: { version: expect.stringMatching(/^\d+\.\d+\.\d+/), api: "1.0" },
+    });
   }
   expect(existsSync(path)).toBe(false);
 });
 
 test("a socket that nobody answers on is taken over", async () => {
   const path = newPath();
-  const bun = Bun.spawnSync([process.execPath, "-e", `Bun.serve({ unix: ${JSON.stringify(path)}, fetch: () => new Response() }); process.kill(process.pid, 9)`]);
+  const bun = Bun.spawnSync([
+    process.execPath,
+    "-e",
+    `Bun.serve({ unix: ${JSON.stringify(path)}, fetch: () => new Response() }); process.kill(process.pid, 9)`,
+  ]);
   expect([bun.signalCode, existsSync(path)]).toEqual(["SIGKILL", true]);
   await using _ = await serveApi(viewOf({}), path, silentLog);
   expect((await call(path, "GET", "/v1/version")).status).toBe(200);
@@ -53,7 +78,9 @@ test("a socket that somebody answers on is refused and left alone", async () => 
   const path = newPath();
   await using _ = await serveApi(viewOf({}), path, silentLog);
   const refused = await serveApi(viewOf({}), path, silentLog).then(() => "", (error: Error) => error.message);
-  expect(refused).toBe(`API socket ${path}: found another daemon that answers there, wanted a free path (api.socket in the configuration)`);
+  expect(refused).toBe(
+    `API socket ${path}: found another daemon that answers there, wanted a free path (api.socket in the configuration)`,
+  );
   expect((await call(path, "GET", "/v1/version")).status).toBe(200);
 });
 
@@ -70,8 +97,15 @@ test("a file, a directory or a link in the socket's place is refused and left al
   writeFileSync(file, "mine");
   mkdirSync(folder);
   symlinkSync(file, link);
-  for (const [path, found] of [[file, "something that is not a socket"], [folder, "a directory"], [link, "something that is not a socket"]] as const) {
-    expect(await serveApi(viewOf({}), path, silentLog).then(() => "", (error: Error) => error.message)).toContain(`${path}: found ${found}, wanted`);
+  for (
+    const [path, found] of [[file, "something that is not a socket"], [folder, "a directory"], [
+      link,
+      "something that is not a socket",
+    ]] as const
+  ) {
+    expect(await serveApi(viewOf({}), path, silentLog).then(() => "", (error: Error) => error.message)).toContain(
+      `${path}: found ${found}, wanted`,
+    );
     expect(existsSync(path)).toBe(true);
   }
 });
@@ -96,18 +130,49 @@ test("a request under way is answered before the API goes", async () => {
 });
 
 const errors: readonly [string, unknown, number, object][] = [
-  ["refused, one reason", new RefusedError(["a: found 1, wanted 2"]), 400, { code: "refused", message: "a: found 1, wanted 2", cni: 7 }],
-  ["refused, two reasons", new RefusedError(["a", "b"]), 400, { code: "refused", message: "2 faults, the first: a", details: ["a", "b"], cni: 7 }],
+  ["refused, one reason", new RefusedError(["a: found 1, wanted 2"]), 400, {
+    code: "refused",
+    message: "a: found 1, wanted 2",
+    cni: 7,
+  }],
+  ["refused, two reasons", new RefusedError(["a", "b"]), 400, {
+    code: "refused",
+    message: "2 faults, the first: a",
+    details: ["a", "b"],
+    cni: 7,
+  }],
   ["exhausted", new ExhaustedError("pool a: 254 of 254"), 409, { code: "exhausted", message: "pool a: 254 of 254" }],
   ["conflict", new ConflictError(["k"]), 409, { code: "conflict", cni: 11 }],
   ["unavailable", new UnavailableError("away"), 503, { code: "unavailable", message: "away", cni: 11 }],
   ["deadline", new ManxError("deadline", "late"), 504, { code: "deadline", cni: 11 }],
-  ["a kernel error", new KernelError("create link mx0", 1), 500, { code: "kernel", message: expect.stringContaining("create link mx0") }],
-  ["an error with its own CNI number", Object.assign(new ManxError("differs", "no link"), { cni: 104 }), 409, { code: "differs", message: "no link", cni: 104 }],
-  ["a plugin's error of its own class", Object.assign(new Error("full"), { code: "exhausted" }), 409, { code: "exhausted", message: "full" }],
-  ["a system error", Object.assign(new Error("ENOSPC: no space left"), { code: "ENOSPC" }), 500, { code: "internal", message: "ENOSPC: no space left" }],
+  [
+    "a signal's timeout",
+    new DOMException("The operation timed out.", "TimeoutError"),
+    504,
+    { code: "deadline", cni: 11 },
+  ],
+  ["a kernel error", new KernelError("create link mx0", 1), 500, {
+    code: "kernel",
+    message: expect.stringContaining("create link mx0"),
+  }],
+  ["an error with its own CNI number", Object.assign(new ManxError("differs", "no link"), { cni: 104 }), 409, {
+    code: "differs",
+    message: "no link",
+    cni: 104,
+  }],
+  ["a plugin's error of its own class", Object.assign(new Error("full"), { code: "exhausted" }), 409, {
+    code: "exhausted",
+    message: "full",
+  }],
+  ["a system error", Object.assign(new Error("ENOSPC: no space left"), { code: "ENOSPC" }), 500, {
+    code: "internal",
+    message: "ENOSPC: no space left",
+  }],
   ["a bug", new TypeError("x is not a function"), 500, { code: "internal", message: "x is not a function" }],
-  ["a thrown text", new Error("outer", { cause: new Error("inner") }), 500, { code: "internal", message: "outer: inner" }],
+  ["a thrown text", new Error("outer", { cause: new Error("inner") }), 500, {
+    code: "internal",
+    message: "outer: inner",
+  }],
 ];
 for (const [subject, error, status, body] of errors) {
   test(`${subject} becomes status ${status} with a reason and no stack`, async () => {
@@ -128,7 +193,12 @@ const badRequests: readonly [string, string, unknown, string][] = [
   ["routes that are text", "/v1/cni/add", { ...ADD, routes: "x" }, 'request: routes: found "x", wanted a list'],
   ["no valid list", "/v1/cni/gc", { network: "n" }, "request: valid: found nothing, wanted a list"],
   ["no text", "/v1/apply", { file: "x" }, "request: text: found nothing, wanted a manifest's text"],
-  ["a wait without end", "/v1/apply", { text: "", wait: 1e12 }, "request: wait: found 1000000000000, wanted milliseconds"],
+  [
+    "a wait without end",
+    "/v1/apply",
+    { text: "", wait: 1e12 },
+    "request: wait: found 1000000000000, wanted milliseconds",
+  ],
   ["keys that are no list", "/v1/wait", { keys: 1, deadlineMs: 1 }, "request: keys: found 1, wanted a list"],
 ];
 for (const [subject, path, body, message] of badRequests) {
@@ -144,11 +214,23 @@ for (const [subject, path, body, message] of badRequests) {
 test("an unknown path names those there are", async () => {
   const socket = newPath();
   await using _ = await serveApi(viewOf({}), socket, silentLog);
-  expect(await call(socket, "GET", "/v2/x")).toMatchObject({ status: 404, body: { error: { code: "not-found", message: expect.stringContaining("found no GET /v2/x, wanted one of /v1/apply") } } });
+  expect(await call(socket, "GET", "/v2/x")).toMatchObject({
+    status: 404,
+    body: {
+      error: { code: "not-found", message: expect.stringContaining("found no GET /v2/x, wanted one of /v1/apply") },
+    },
+  });
 });
 
 test("a wait of more than ten seconds' silence is not cut off by the server", async () => {
   const socket = newPath();
-  await using _ = await serveApi(viewOf({ wait: () => new Promise((resolve) => setTimeout(resolve, 13_000, 13_000)) }), socket, silentLog);
-  expect(await call(socket, "POST", "/v1/wait", { keys: [], deadlineMs: 60_000 })).toEqual({ status: 200, body: { waitedMs: 13_000 } });
+  await using _ = await serveApi(
+    viewOf({ wait: () => new Promise((resolve) => setTimeout(resolve, 13_000, 13_000)) }),
+    socket,
+    silentLog,
+  );
+  expect(await call(socket, "POST", "/v1/wait", { keys: [], deadlineMs: 60_000 })).toEqual({
+    status: 200,
+    body: { waitedMs: 13_000 },
+  });
 }, 30_000);

@@ -6,10 +6,13 @@ import { createPaint, hasColour, print } from "./output.ts";
 /** Seconds that `--wait` means without a number. */
 const WAIT_DEFAULT_SECONDS = 30;
 
-export const waitMs = (wait: number | true | undefined): number => wait === undefined ? 0 : (wait === true ? WAIT_DEFAULT_SECONDS : wait) * 1000;
+export const waitMs = (wait: number | true | undefined): number =>
+  wait === undefined ? 0 : (wait === true ? WAIT_DEFAULT_SECONDS : wait) * 1000;
 
 /** `manx apply`. @returns the exit status */
-export async function runApply(options: { file: readonly string[]; dryRun?: boolean; wait?: number | true; socket: string }): Promise<number> {
+export async function runApply(
+  options: { file: readonly string[]; dryRun?: boolean; wait?: number | true; socket: string },
+): Promise<number> {
   return await sendManifests(options.file, PATHS.apply, options);
 }
 
@@ -34,14 +37,20 @@ export async function sendManifests(
 }
 
 /** @throws {CommandError} where it is not in force in time */
-export async function awaitInForce(results: readonly ResourceOutcome[], wait: number | true | undefined, socket: string): Promise<void> {
+export async function awaitInForce(
+  results: readonly ResourceOutcome[],
+  wait: number | true | undefined,
+  socket: string,
+): Promise<void> {
   const deadlineMs = waitMs(wait);
   if (deadlineMs === 0 || results.length === 0) return;
   try {
     const { waitedMs } = await call<WaitReply>(socket, "POST", PATHS.wait, { keys: results, deadlineMs });
     print(`in force after ${waitedMs} ms`);
   } catch (error) {
-    if (error instanceof CommandError && error.code === "deadline") throw new CommandError(`stored, but not in force: ${error.message}`);
+    if (error instanceof CommandError && error.code === "deadline") {
+      throw new CommandError(`stored, but not in force: ${error.message}`);
+    }
     throw error;
   }
 }
@@ -56,7 +65,11 @@ export function renderOutcomes(results: readonly ResourceOutcome[], dryRun: bool
     const [head, ...group] = kind.split(".");
     const title = `${[head!.toLowerCase(), ...group].join(".")}/${name}`;
     const place = namespace === "" || namespace === "default" ? "" : ` in ${namespace}`;
-    const word = outcome === "absent" ? paint.bad("not found") : outcome === "unchanged" ? paint.dim(outcome) : paint.good(outcome);
+    const word = outcome === "absent"
+      ? paint.bad("not found")
+      : outcome === "unchanged"
+      ? paint.dim(outcome)
+      : paint.good(outcome);
     return `${title}${place} ${word}${dryRun ? " (dry run)" : ""}\n`;
   }).join("");
 }

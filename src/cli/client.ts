@@ -5,13 +5,23 @@ import type { ErrorReply } from "../sdk/attach.ts";
 /** A command failed for a reason that its user can understand: `lines` are shown, `status` is the exit status. */
 export class CommandError extends Error {
   override readonly name = "CommandError";
-  constructor(message: string, readonly lines: readonly string[] = [], readonly status: number = 1, readonly code: string = "command") {
+  constructor(
+    message: string,
+    readonly lines: readonly string[] = [],
+    readonly status: number = 1,
+    readonly code: string = "command",
+  ) {
     super(message);
   }
 }
 
 /** @throws {CommandError} with the daemon's own words, or saying that it is away */
-export async function call<T>(socket: string, method: "GET" | "POST" | "DELETE", path: string, body?: unknown): Promise<T> {
+export async function call<T>(
+  socket: string,
+  method: "GET" | "POST" | "DELETE",
+  path: string,
+  body?: unknown,
+): Promise<T> {
   let response: Response;
   let text: string;
   try {
@@ -32,16 +42,23 @@ export async function call<T>(socket: string, method: "GET" | "POST" | "DELETE",
   try {
     reply = JSON.parse(text);
   } catch {
-    throw new CommandError(`${method} ${path} at ${socket}: found an answer that is not JSON (status ${response.status}), wanted a manx daemon there`);
+    throw new CommandError(
+      `${method} ${path} at ${socket}: found an answer that is not JSON (status ${response.status}), wanted a manx daemon there`,
+    );
   }
   if (response.ok) return reply as T;
   const error = (reply as Partial<ErrorReply>).error;
-  if (error === undefined) throw new CommandError(`${method} ${path} at ${socket}: found status ${response.status} without a reason, wanted a manx daemon there`);
+  if (error === undefined) {
+    throw new CommandError(
+      `${method} ${path} at ${socket}: found status ${response.status} without a reason, wanted a manx daemon there`,
+    );
+  }
   throw new CommandError(error.message, error.details ?? [], 1, error.code);
 }
 
 function whyAway(socket: string, cause: unknown): string {
-  const start = "start it with `systemctl start manx` or `manx daemon --config /etc/manx/manx.yaml`; --socket names another one";
+  const start =
+    "start it with `systemctl start manx` or `manx daemon --config /etc/manx/manx.yaml`; --socket names another one";
   if (!existsSync(socket)) return `no such socket; ${start}`;
   try {
     accessSync(socket, constants.W_OK);
@@ -50,6 +67,8 @@ function whyAway(socket: string, cause: unknown): string {
   }
   const { code } = cause as { code?: string };
   if (code === "FailedToOpenSocket" || code === "ECONNREFUSED") return `nobody listens there; ${start}`;
-  if (code === "ConnectionClosed" || code === "ECONNRESET") return "it closed the connection before it answered; its log says why";
+  if (code === "ConnectionClosed" || code === "ECONNRESET") {
+    return "it closed the connection before it answered; its log says why";
+  }
   return code ?? (cause as Error).message;
 }

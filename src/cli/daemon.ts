@@ -8,7 +8,9 @@ import { print } from "./output.ts";
 const SIGTERM = 15;
 
 /** `manx daemon`: until SIGTERM or SIGINT. @returns the exit status */
-export async function runDaemonCommand(options: { config: string; check?: boolean; dieWithParent?: boolean }): Promise<number> {
+export async function runDaemonCommand(
+  options: { config: string; check?: boolean; dieWithParent?: boolean },
+): Promise<number> {
   if (options.dieWithParent) {
     const parent = process.ppid;
     prctl(PR.SET_PDEATHSIG, SIGTERM);
@@ -18,7 +20,11 @@ export async function runDaemonCommand(options: { config: string; check?: boolea
   const config = loadConfig(options.config);
   if (options.check) {
     const plugins = await loadPlugins(config);
-    print(`${options.config}: good; node ${config.node}, ${plugins.map(({ kind, plugin }) => `${kind} ${plugin.name}`).join(", ")}`);
+    print(
+      `${options.config}: good; node ${config.node}, ${
+        plugins.map(({ kind, plugin }) => `${kind} ${plugin.name}`).join(", ")
+      }`,
+    );
     return 0;
   }
   const log = createLog({ ...config.log, priorities: process.env.JOURNAL_STREAM !== undefined });

@@ -18,9 +18,13 @@ export interface DeleteOptions {
 /** `manx delete`. @returns the exit status */
 export async function runDelete(options: DeleteOptions): Promise<number> {
   const { file, kind, socket } = options;
-  if (file !== undefined && kind !== undefined) throw new CommandError("delete: found both -f and a kind, wanted one of them", [], 64);
+  if (file !== undefined && kind !== undefined) {
+    throw new CommandError("delete: found both -f and a kind, wanted one of them", [], 64);
+  }
   if (file !== undefined) return await sendManifests(file, PATHS.delete, options);
-  if (kind === undefined) throw new CommandError("delete: found neither -f nor a kind, wanted -f FILE or KIND NAME", [], 64);
+  if (kind === undefined) {
+    throw new CommandError("delete: found neither -f nor a kind, wanted -f FILE or KIND NAME", [], 64);
+  }
   if (options.dryRun) throw new CommandError("delete: found --dry-run with a kind, wanted it with -f", [], 64);
   const [kindName, slashName] = splitKindName(kind);
   const names = slashName === undefined ? options.names : [slashName, ...options.names];

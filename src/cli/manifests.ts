@@ -12,7 +12,8 @@ const EXTENSIONS = /\.(yaml|yml|json)$/;
 
 /** Files, directories (their .yaml, .yml and .json files, sorted, not below) and `-`. @throws {CommandError} */
 export function readManifests(paths: readonly string[]): readonly ManifestText[] {
-  const refuse = (path: string, found: string, wanted = "a manifest") => new CommandError(`${path}: found ${found}, wanted ${wanted}`);
+  const refuse = (path: string, found: string, wanted = "a manifest") =>
+    new CommandError(`${path}: found ${found}, wanted ${wanted}`);
   if (paths.filter((path) => path === "-").length > 1) throw refuse("-f -", "standard input twice", "it once");
   const read = (path: string | 0, file: string): ManifestText => {
     try {

@@ -24,7 +24,10 @@ export const print = (text: string): void => write(STDOUT, text.endsWith("\n") |
 export const complain = (text: string): void => write(STDERR, text.endsWith("\n") ? text : `${text}\n`);
 
 /** Whether `fd` takes colours: https://no-color.org. */
-export function hasColour(fd: number = STDOUT, env: Readonly<Record<string, string | undefined>> = process.env): boolean {
+export function hasColour(
+  fd: number = STDOUT,
+  env: Readonly<Record<string, string | undefined>> = process.env,
+): boolean {
   return isatty(fd) && !env.NO_COLOR && env.TERM !== "dumb";
 }
 
@@ -45,7 +48,9 @@ export function table(header: readonly string[], rows: readonly (readonly string
   const lines = [header, ...rows];
   const widths = header.map((_, column) => Math.max(...lines.map((line) => Bun.stringWidth(line[column] ?? ""))));
   return lines.map((line) =>
-    line.map((cell, column) => column === line.length - 1 ? cell : cell + " ".repeat(widths[column]! - Bun.stringWidth(cell) + 3)).join("").trimEnd()
+    line.map((cell, column) =>
+      column === line.length - 1 ? cell : cell + " ".repeat(widths[column]! - Bun.stringWidth(cell) + 3)
+    ).join("").trimEnd()
   ).join("\n") + "\n";
 }
 

@@ -16,21 +16,43 @@ export function renderStatus(status: StatusReply, paint: Paint): string {
   const { datastore, dataplane, routing, generation, counters, timings, problems } = status;
   const rows: [string, string][] = [
     ["node", `${paint.bold(status.node)}${status.addresses.length === 0 ? "" : ` (${status.addresses.join(", ")})`}`],
-    ["daemon", `manx ${status.version}, process ${status.pid}, up ${duration(status.uptimeMs)}, ${Math.round(status.memory.rss / 1e6)} MB, ${status.config}`],
+    [
+      "daemon",
+      `manx ${status.version}, process ${status.pid}, up ${duration(status.uptimeMs)}, ${
+        Math.round(status.memory.rss / 1e6)
+      } MB, ${status.config}`,
+    ],
     ["datastore", `${datastore.use}, ${datastore.inSync ? paint.good("in sync") : paint.bad("not in sync")}`],
-    ["policy", `${dataplane.use}, ${
-      isInForce(status)
-        ? paint.good(`generation ${generation.applied} in force`)
-        : paint.bad(`generation ${generation.wanted} wanted, ${generation.applied} in force`)
-    }${dataplane.lastApply === null ? "" : `, last change ${dataplane.lastApply.messages} messages in ${dataplane.lastApply.ms} ms`}`],
+    [
+      "policy",
+      `${dataplane.use}, ${
+        isInForce(status)
+          ? paint.good(`generation ${generation.applied} in force`)
+          : paint.bad(`generation ${generation.wanted} wanted, ${generation.applied} in force`)
+      }${
+        dataplane.lastApply === null
+          ? ""
+          : `, last change ${dataplane.lastApply.messages} messages in ${dataplane.lastApply.ms} ms`
+      }`,
+    ],
     ["routing", `${routing.use}, ${routing.converged ? paint.good("as wanted") : paint.bad("not as wanted")}`],
     ["endpoints", String(status.endpoints)],
-    ["pods", `ADD ${timing(timings.add)}, DEL ${timing(timings.del)}${counters.addFailures === 0 ? "" : paint.bad(`, ${counters.addFailures} failed ADDs`)}`],
-    ["kernel", `${counters.applies} changes, ${counters.messages} messages, ${counters.resyncs} repairs, ${counters.failures} failures`],
+    [
+      "pods",
+      `ADD ${timing(timings.add)}, DEL ${timing(timings.del)}${
+        counters.addFailures === 0 ? "" : paint.bad(`, ${counters.addFailures} failed ADDs`)
+      }`,
+    ],
+    [
+      "kernel",
+      `${counters.applies} changes, ${counters.messages} messages, ${counters.resyncs} repairs, ${counters.failures} failures`,
+    ],
     ["problems", problems.length === 0 ? "none" : paint.bad(String(problems.length))],
   ];
   const lines = rows.map(([title, text]) => `${title.padEnd(11)}${text}`);
-  for (const { subject, path, message, effect } of problems) lines.push(`  ${subject}${path === "" ? "" : `: ${path}`}: ${message} ${paint.dim(`(${EFFECTS[effect]})`)}`);
+  for (const { subject, path, message, effect } of problems) {
+    lines.push(`  ${subject}${path === "" ? "" : `: ${path}`}: ${message} ${paint.dim(`(${EFFECTS[effect]})`)}`);
+  }
   return lines.join("\n");
 }
 

@@ -1,4 +1,3 @@
-import { statSync } from "node:fs";
 import type { AddReply, AddRequest, CheckRequest, DelRequest, GcRequest } from "../sdk/attach.ts";
 import { callDaemon } from "./daemon.ts";
 import { type Environment, readArgs, readAttachment, readVerb, type Verb, VERBS } from "./environment.ts";
@@ -22,17 +21,18 @@ import { atLeast, isSupported, isVersionText, NEWEST_VERSION, SUPPORTED_VERSIONS
 export async function runCni(
   env: Environment,
   /** All of stdin. @throws {CniError} 5 */
-  readStdin: () => string,
+  readStdin: () => Promise<string>,
+  /** Takes one line, without its end. */
   write: (text: string) => void,
 ): Promise<0 | 1> {
   let version: string = NEWEST_VERSION;
   try {
     const verb = readVerb(env);
     if (verb === "VERSION") {
-      write(line({ cniVersion: askedVersion(readStdin), supportedVersions: SUPPORTED_VERSIONS }));
+      write(line({ cniVersion: await askedVersion(readStdin), supportedVersions: SUPPORTED_VERSIONS }));
       return 0;
     }
-    const raw = decodeObject(readStdin());
+    const raw = decodeObject(await readStdin());
     if (typeof raw.cniVersion === "string" && isSupported(raw.cniVersion)) version = raw.cniVersion;
     const config = readNetworkConfig(raw);
     if (!atLeast(config.version, VERBS[verb].since)) {
@@ -64,7 +64,6 @@ const RUN: Readonly<
       );
     }
     const netns = env.CNI_NETNS!;
-    checkNamespace("ADD", netns);
     const args = readArgs(env);
     const request: AddRequest = {
       ...readAttachment(env, config.name),
@@ -94,7 +93,6 @@ const RUN: Readonly<
     }
     const attachment = readAttachment(env, config.name);
     const addresses = addressesOf(config.prevResult, attachment.ifName);
-    checkNamespace("CHECK", env.CNI_NETNS!);
     const request: CheckRequest = { ...attachment, netns: env.CNI_NETNS!, addresses };
     await callDaemon(config.socket, "/v1/cni/check", request);
     return undefined;
@@ -125,35 +123,14 @@ const RUN: Readonly<
   },
 };
 
-const line = (value: unknown) => `${JSON.stringify(value)}\n`;
+const line = (value: unknown): string => JSON.stringify(value);
 
 /** VERSION echoes what it was asked in: CNI SPEC section 2, "VERSION". Older runtimes send nothing, or something else. */
-function askedVersion(readStdin: () => string): string {
+async function askedVersion(readStdin: () => Promise<string>): Promise<string> {
   try {
-    const { cniVersion } = decodeObject(readStdin());
+    const { cniVersion } = decodeObject(await readStdin());
     return typeof cniVersion === "string" && isVersionText(cniVersion) ? cniVersion : NEWEST_VERSION;
   } catch {
     return NEWEST_VERSION;
-  }
-}
-
-/** Before the daemon is bothered. @throws {CniError} 3 where nothing is at `path`, 8 where it is our own namespace */
-function checkNamespace(verb: Verb, path: string): void {
-  let found;
-  try {
-    found = statSync(path, { bigint: true });
-  } catch (cause) {
-    const code = (cause as { code?: string }).code ?? String(cause);
-    throw new CniError(
-      code === "ENOENT" || code === "ENOTDIR" ? CniErrorCode.UnknownContainer : CniErrorCode.InvalidEnvironment,
-      `CNI ${verb}: CNI_NETNS: found ${code} at ${JSON.stringify(path)}, wanted a network namespace`,
-    );
-  }
-  const own = statSync("/proc/self/ns/net", { bigint: true });
-  if (found.ino === own.ino && found.dev === own.dev) {
-    throw new CniError(
-      CniErrorCode.InvalidNamespace,
-      `CNI ${verb}: CNI_NETNS: found the namespace of the host at ${JSON.stringify(path)}, wanted the container's`,
-    );
   }
 }

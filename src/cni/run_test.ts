@@ -59,7 +59,7 @@ const CONFIG = { cniVersion: "1.1.0", name: "pods", type: "manx", socket };
 async function call(verb: string, config: unknown, env: Record<string, string | undefined> = {}) {
   const written: string[] = [];
   const stdin = typeof config === "string" ? config : JSON.stringify(config);
-  const status = await runCni({ ...ENV, CNI_COMMAND: verb, ...env }, () => stdin, (text) => written.push(text));
+  const status = await runCni({ ...ENV, CNI_COMMAND: verb, ...env }, () => Promise.resolve(stdin), (text) => written.push(text));
   expect(written.length).toBeLessThanOrEqual(1);
   return { status, out: written.length === 0 ? undefined : JSON.parse(written[0]!) };
 }
@@ -207,13 +207,6 @@ describe("environment", () => {
       msg: expect.stringContaining(name),
     });
     expect(asked).toEqual([]);
-  });
-  test("a missing namespace is refused with 3, before the daemon hears of it", async () => {
-    expect(await refusal("ADD", CONFIG, { CNI_NETNS: join(directory, "gone") })).toMatchObject({ code: 3 });
-    expect(asked).toEqual([]);
-  });
-  test("the host's own namespace is refused with 8", async () => {
-    expect(await refusal("ADD", CONFIG, { CNI_NETNS: "/proc/self/ns/net" })).toMatchObject({ code: 8 });
   });
   test("several missing variables are all named", async () => {
     const { msg } = await refusal("ADD", CONFIG, { CNI_NETNS: undefined, CNI_IFNAME: "" });

@@ -1,6 +1,14 @@
 /** Connecting pods: CNI ADD, DEL, CHECK, GC and STATUS, each all or nothing. */
 import { statSync } from "node:fs";
-import { type Address, addressFamily, cidrAddress, formatAddress, formatCidr, parseAddress, parseCidr } from "../model/address.ts";
+import {
+  type Address,
+  addressFamily,
+  cidrAddress,
+  formatAddress,
+  formatCidr,
+  parseAddress,
+  parseCidr,
+} from "../model/address.ts";
 import { keyText } from "../model/resource.ts";
 import type { AddReply, AddRequest, CheckRequest, DelRequest, GcRequest } from "../sdk/attach.ts";
 import type { Datastore, Versioned } from "../sdk/datastore.ts";
@@ -9,7 +17,17 @@ import type { Ipam } from "../sdk/ipam.ts";
 import type { Clock, Log } from "../sdk/plugin.ts";
 import type { Observed, PodWiring } from "../sdk/wiring.ts";
 import { WORKLOAD_ENDPOINT } from "./core_source.ts";
-import { attachmentOf, type AttachmentPlan, endpointResource, identify, interfaceOf, planAttachment, type StoredAttachment, storedOf, wiringOf } from "./endpoint.ts";
+import {
+  attachmentOf,
+  type AttachmentPlan,
+  endpointResource,
+  identify,
+  interfaceOf,
+  planAttachment,
+  type StoredAttachment,
+  storedOf,
+  wiringOf,
+} from "./endpoint.ts";
 import { createGate } from "./gate.ts";
 import type { Wanted } from "./reconcile.ts";
 import { createTimings, round } from "./timing.ts";
@@ -17,6 +35,8 @@ import { createTimings, round } from "./timing.ts";
 /** From request to answer. */
 export const ADD_DEADLINE_MS = 30_000;
 export const DEL_DEADLINE_MS = 30_000;
+/** Of which the wait for policy may take as much: it ends with a reason, the whole only with a timeout. */
+export const POLICY_DEADLINE_MS = 20_000;
 /** An ADD that comes while the daemon starts waits as long for it. */
 export const READY_DEADLINE_MS = 5_000;
 /** DEL answers after that even where the policy of the gone pod still stands: its link is down. */
@@ -75,7 +95,11 @@ export function createAttachments(parts: AttachmentParts): Attachments {
     const answered = new AbortController();
     await Promise.race([adopted.promise, clock.sleep(READY_DEADLINE_MS, answered.signal).catch(() => {})]);
     answered.abort();
-    if (!isAdopted) throw new UnavailableError(`${what}: found the datastore not in sync after ${READY_DEADLINE_MS} ms, wanted it in sync; try again later`);
+    if (!isAdopted) {
+      throw new UnavailableError(
+        `${what}: found the datastore not in sync after ${READY_DEADLINE_MS} ms, wanted it in sync; try again later`,
+      );
+    }
   }
 
   async function adopt(signal: AbortSignal): Promise<void> {
@@ -103,7 +127,10 @@ export function createAttachments(parts: AttachmentParts): Attachments {
   async function collect(interfaces: ReadonlySet<string>, signal: AbortSignal): Promise<void> {
     const links = await wiring.collect(interfaces, signal);
     if (links.length > 0) log.info("removed links that belong to no endpoint", { links: links.join(" ") });
-    const { released } = await ipam.collect(new Set([...stored.values()].map((attachment) => attachment.handle)), signal);
+    const { released } = await ipam.collect(
+      new Set([...stored.values()].map((attachment) => attachment.handle)),
+      signal,
+    );
     if (released.length > 0) log.info("released leases that belong to no endpoint", { count: released.length });
   }
 
@@ -144,7 +171,7 @@ export function createAttachments(parts: AttachmentParts): Attachments {
         }, wanted a DEL first`,
       );
     }
-    await reconciler.programmed([wantedOf(found)], ADD_DEADLINE_MS);
+    await reconciler.programmed([wantedOf(found)], POLICY_DEADLINE_MS);
     return replyOf(plan, observed, { leaseMs: 0, wiringMs: 0, policyMs: 0, totalMs: 0 });
   }
 
@@ -156,7 +183,9 @@ export function createAttachments(parts: AttachmentParts): Attachments {
         try {
           await step(AbortSignal.timeout(UNDO_DEADLINE_MS));
         } catch (error) {
-          log.error(`ADD ${describeName(plan)} failed and its ${what} could not be taken back`, { error: explainError(error) });
+          log.error(`ADD ${describeName(plan)} failed and its ${what} could not be taken back`, {
+            error: explainError(error),
+          });
         }
       });
 
@@ -172,12 +201,21 @@ export function createAttachments(parts: AttachmentParts): Attachments {
       families: plan.families,
       ...(plan.addresses === undefined ? {} : { addresses: plan.addresses }),
       ...(plan.pools === undefined ? {} : { pools: plan.pools }),
-      attributes: { namespace: plan.key.namespace, ...(plan.pod === undefined ? {} : { pod: plan.pod }), containerId: plan.name.containerId, network: plan.name.network },
+      attributes: {
+        namespace: plan.key.namespace,
+        ...(plan.pod === undefined ? {} : { pod: plan.pod }),
+        containerId: plan.name.containerId,
+        network: plan.name.network,
+      },
       also: (lease) => [{ key: plan.key, value: endpointResource(plan, lease.addresses, node, clock.wallMs()) }],
     }, signal);
     const committed = await datastore.get(plan.key, signal);
     if (committed === undefined) {
-      throw new AttachmentError("conflict", 11, `ADD ${describeName(plan)}: found ${keyText(plan.key)} deleted at once by somebody else, wanted it to stand`);
+      throw new AttachmentError(
+        "conflict",
+        11,
+        `ADD ${describeName(plan)}: found ${keyText(plan.key)} deleted at once by somebody else, wanted it to stand`,
+      );
     }
     const attachment = storedOf(plan, lease.addresses);
     stored.set(plan.id, attachment);
@@ -185,7 +223,9 @@ export function createAttachments(parts: AttachmentParts): Attachments {
 
     // An unknown interface drops, so the link may come up while its policy is on the way in.
     let policyMs = 0;
-    const inForce = reconciler.programmed([wantedOf(committed)], ADD_DEADLINE_MS, signal).then(() => policyMs = clock.nowMs() - wiringStartMs);
+    const inForce = reconciler.programmed([wantedOf(committed)], POLICY_DEADLINE_MS, signal).then(() =>
+      policyMs = clock.nowMs() - wiringStartMs
+    );
     inForce.catch(() => {});
     undoing("link", (signal) => wiring.remove(plan.hostInterface, signal));
     const observed = await wiring.apply(wiringOf(attachment, plan.netns), "fail", signal);
@@ -213,7 +253,20 @@ export function createAttachments(parts: AttachmentParts): Attachments {
 
   /** Repeatable: each step is, and nothing is forgotten before the last one has succeeded. */
   async function detach(
-    identity: { readonly id: string; readonly handle: string; readonly hostInterface: string; readonly name: AddRequest | DelRequest | AttachmentPlan["name"] },
+    identity: {
+      readonly id: string;
+      readonly handle: string;
+      readonly hostInterface: string;
+      readonly name: AddRequest | DelRequest | AttachmentPlan["name"];
+    },
+    before: StoredAttachment | undefined,
+  ): Promise<void> {
+    await unmake(identity, before);
+    if (before !== undefined) await awaitGone(`DEL ${describeName(identity)}`, [before]);
+  }
+
+  async function unmake(
+    identity: { readonly id: string; readonly handle: string; readonly hostInterface: string },
     before: StoredAttachment | undefined,
   ): Promise<void> {
     const signal = AbortSignal.timeout(DEL_DEADLINE_MS);
@@ -221,11 +274,13 @@ export function createAttachments(parts: AttachmentParts): Attachments {
     await wiring.remove(identity.hostInterface, signal);
     await ipam.release(identity.handle, before === undefined ? [] : [{ key: before.key, value: null }], signal);
     stored.delete(identity.id);
-    if (before === undefined) return;
+  }
+
+  async function awaitGone(title: string, attachments: readonly StoredAttachment[]): Promise<void> {
     try {
-      await reconciler.programmed([{ key: before.key, gone: true }], GONE_DEADLINE_MS, signal);
+      await reconciler.programmed(attachments.map(({ key }) => ({ key, gone: true })), GONE_DEADLINE_MS);
     } catch (error) {
-      log.warn(`DEL ${describeName(identity)}: the pod is gone, its policy not yet`, { error: explainError(error) });
+      log.warn(`${title}: gone, its policy not yet`, { error: explainError(error) });
     }
   }
 
@@ -234,15 +289,21 @@ export function createAttachments(parts: AttachmentParts): Attachments {
     const title = `CHECK ${describeName({ name: request })}`;
     await untilAdopted(title);
     using _ = await gate.enter(identity.id);
-    const differs = (found: string, wanted: string) => new AttachmentError("differs", 104, `${title}: found ${found}, wanted ${wanted}`);
+    const differs = (found: string, wanted: string) =>
+      new AttachmentError("differs", 104, `${title}: found ${found}, wanted ${wanted}`);
     const attachment = stored.get(identity.id);
     const found = attachment === undefined ? undefined : await datastore.get(attachment.key);
-    if (attachment === undefined || found === undefined) throw differs("no such attachment on this node", "one made by ADD");
+    if (attachment === undefined || found === undefined) {
+      throw differs("no such attachment on this node", "one made by ADD");
+    }
     checkNamespace(request.netns);
     const wanted = new Set(request.addresses.map((text) => readAddress(text)));
     const missing = [...wanted].filter((address) => address === undefined || !attachment.addresses.includes(address));
     if (missing.length > 0 || wanted.size !== attachment.addresses.length) {
-      throw differs(`the lease ${attachment.addresses.map(formatAddress).join(", ") || "empty"}`, `${request.addresses.join(", ") || "no address"} as in prevResult`);
+      throw differs(
+        `the lease ${attachment.addresses.map(formatAddress).join(", ") || "empty"}`,
+        `${request.addresses.join(", ") || "no address"} as in prevResult`,
+      );
     }
     const observed = await wiring.observe(wiringOf(attachment, request.netns));
     if (observed === undefined) throw differs(`no link ${attachment.hostInterface}`, "the one made by ADD");
@@ -254,16 +315,22 @@ export function createAttachments(parts: AttachmentParts): Attachments {
     await untilAdopted(`GC ${request.network}`);
     using _ = await gate.enterAlone();
     const signal = AbortSignal.timeout(DEL_DEADLINE_MS);
-    const valid = new Set(request.valid.map(({ containerId, ifName }) => identify({ network: request.network, containerId, ifName }).id));
+    const valid = new Set(
+      request.valid.map(({ containerId, ifName }) => identify({ network: request.network, containerId, ifName }).id),
+    );
     await readStored(signal);
-    const stale = [...stored.values()].filter((attachment) => attachment.name.network === request.network && !valid.has(attachment.id));
-    for (const attachment of stale) await detach(attachment, attachment);
+    const stale = [...stored.values()].filter((attachment) =>
+      attachment.name.network === request.network && !valid.has(attachment.id)
+    );
+    for (const attachment of stale) await unmake(attachment, attachment);
+    if (stale.length > 0) await awaitGone(`GC ${request.network}`, stale);
     if (stale.length > 0) log.info("GC: removed attachments", { network: request.network, count: stale.length });
     await collect(await readStored(signal), signal);
   }
 
   async function ready(signal?: AbortSignal): Promise<void> {
-    const notAvailable = (message: string, cause?: unknown) => new AttachmentError("unavailable", 50, `STATUS: ${message}`, { cause });
+    const notAvailable = (message: string, cause?: unknown) =>
+      new AttachmentError("unavailable", 50, `STATUS: ${message}`, { cause });
     if (!reconciler.synced || !isAdopted) throw notAvailable("found the datastore not in sync, wanted it in sync");
     try {
       await reconciler.programmed([], STATUS_DEADLINE_MS, signal);
@@ -282,8 +349,9 @@ export function createAttachments(parts: AttachmentParts): Attachments {
 
 const wantedOf = (found: Versioned): Wanted => ({ key: found.key, revision: found.revision });
 
-const describeName = ({ name }: { readonly name: { readonly network: string; readonly containerId: string; readonly ifName: string } }): string =>
-  `${name.containerId.slice(0, 12)}/${name.ifName} of network ${name.network}`;
+const describeName = (
+  { name }: { readonly name: { readonly network: string; readonly containerId: string; readonly ifName: string } },
+): string => `${name.containerId.slice(0, 12)}/${name.ifName} of network ${name.network}`;
 
 function sameAttachment(a: StoredAttachment, b: StoredAttachment): boolean {
   return keyText(a.key) === keyText(b.key) && a.mac === b.mac && a.mtu === b.mtu &&
@@ -298,8 +366,14 @@ function replyOf(plan: AttachmentPlan, observed: Observed, timing: AddReply["tim
     return { address: formatCidr(cidr), gateway: gateway === undefined ? "" : formatAddress(gateway) };
   });
   const routes = plan.routes === undefined
-    ? observed.gateways.map((gateway) => ({ dst: addressFamily(gateway) === 4 ? "0.0.0.0/0" : "::/0", gw: formatAddress(gateway) }))
-    : plan.routes.map(({ destination, via }) => ({ dst: formatCidr(destination), ...(via === undefined ? {} : { gw: formatAddress(via) }) }));
+    ? observed.gateways.map((gateway) => ({
+      dst: addressFamily(gateway) === 4 ? "0.0.0.0/0" : "::/0",
+      gw: formatAddress(gateway),
+    }))
+    : plan.routes.map(({ destination, via }) => ({
+      dst: formatCidr(destination),
+      ...(via === undefined ? {} : { gw: formatAddress(via) }),
+    }));
   const { interfaceName, mac, hostInterface, hostMac, mtu } = observed;
   return { interfaceName, mac, hostInterface, hostMac, mtu, addresses, routes, timing };
 }
@@ -319,10 +393,18 @@ function refuseUnusableNamespace(path: string): void {
     found = statSync(path);
   } catch (cause) {
     const code = (cause as NodeJS.ErrnoException).code ?? "an error";
-    throw new AttachmentError("unknown-container", 3, `netns ${path}: found ${code === "ENOENT" ? "no such file" : code}, wanted ${wanted}`);
+    throw new AttachmentError(
+      "unknown-container",
+      3,
+      `netns ${path}: found ${code === "ENOENT" ? "no such file" : code}, wanted ${wanted}`,
+    );
   }
   const own = statSync("/proc/self/ns/net");
   if (found.ino === own.ino && found.dev === own.dev) {
-    throw new AttachmentError("refused", 8, `netns ${path}: found the daemon's own namespace, wanted ${wanted} of a pod`);
+    throw new AttachmentError(
+      "refused",
+      8,
+      `netns ${path}: found the daemon's own namespace, wanted ${wanted} of a pod`,
+    );
   }
 }

@@ -29,7 +29,9 @@ class FakeWiring implements PodWiring {
   constructor(readonly step: (name: string) => void) {}
   async apply(desired: Attachment, ifExists: "fail" | "adopt"): Promise<Observed> {
     this.step("wiring.apply");
-    if (ifExists === "fail" && this.links.has(desired.hostInterface)) throw new Error(`${desired.hostInterface} is there`);
+    if (ifExists === "fail" && this.links.has(desired.hostInterface)) {
+      throw new Error(`${desired.hostInterface} is there`);
+    }
     this.links.set(desired.hostInterface, desired);
     this.step("wiring.apply, at its end");
     return this.#observed(desired);
@@ -120,13 +122,19 @@ async function open(links?: ReadonlyMap<string, Attachment>): Promise<World> {
   for (const [name, cidr] of [["v4", "10.244.0.0/16"], ["v6", "fd00:10::/64"]]) {
     const key = { kind: IP_POOL, namespace: "", name: name! };
     if (await datastore.get(key)) continue;
-    await datastore.commit([{ key, value: { apiVersion: "projectcalico.org/v3", kind: "IPPool", metadata: { name: name! }, spec: { cidr } } }]);
+    await datastore.commit([{
+      key,
+      value: { apiVersion: "projectcalico.org/v3", kind: "IPPool", metadata: { name: name! }, spec: { cidr } },
+    }]);
   }
   const ipam = await builtin("ipam", "block", { ...host, datastore: stepping }) as Ipam;
   const wiring = new FakeWiring(step);
   for (const [name, link] of links ?? []) wiring.links.set(name, link);
   const idle = async function* (signal: AbortSignal): AsyncGenerator<string> {
-    await new Promise<void>((resolve) => signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve()));
+    yield* [];
+    await new Promise<void>((resolve) =>
+      signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve())
+    );
   };
   const report = (generation: number) => ({ generation, converged: true, messages: 1, problems: [] });
   const dataplane: Dataplane = {
@@ -140,7 +148,12 @@ async function open(links?: ReadonlyMap<string, Attachment>): Promise<World> {
     sweep: async () => report(0),
     async [Symbol.asyncDispose]() {},
   };
-  const routing: Routing = { apply: async (desired) => report(desired.generation), drift: idle, sweep: async () => report(0), async [Symbol.asyncDispose]() {} };
+  const routing: Routing = {
+    apply: async (desired) => report(desired.generation),
+    drift: idle,
+    sweep: async () => report(0),
+    async [Symbol.asyncDispose]() {},
+  };
   const reconciler = new Reconciler({
     datastore,
     translator: createTranslator(registry),
@@ -154,7 +167,9 @@ async function open(links?: ReadonlyMap<string, Attachment>): Promise<World> {
   const loops = [
     reconciler.run(stop.signal),
     (async () => {
-      for await (const batch of datastore.watch(registry.definitions.map((definition) => definition.kind), stop.signal)) reconciler.put(batch);
+      for await (
+        const batch of datastore.watch(registry.definitions.map((definition) => definition.kind), stop.signal)
+      ) reconciler.put(batch);
     })(),
   ];
   const programmed: Reconciler["programmed"] = (wanted, deadlineMs, signal) => {
@@ -210,14 +225,28 @@ test("ADD answers with lease, endpoint, link and policy; DEL takes all of them a
     interfaceName: "eth0",
     hostInterface,
     mtu: 1400,
-    addresses: [{ address: expect.stringMatching(/^10\.244\..*\/32$/), gateway: "169.254.1.1" }, { address: expect.stringMatching(/^fd00:10::.*\/128$/), gateway: "fe80::1" }],
+    addresses: [{ address: expect.stringMatching(/^10\.244\..*\/32$/), gateway: "169.254.1.1" }, {
+      address: expect.stringMatching(/^fd00:10::.*\/128$/),
+      gateway: "fe80::1",
+    }],
     routes: [{ dst: "0.0.0.0/0", gw: "169.254.1.1" }, { dst: "::/0", gw: "fe80::1" }],
   });
   expect([...world.enforced]).toEqual([hostInterface]);
   const [endpoint] = await endpoints();
   expect(endpoint).toMatchObject({
-    metadata: { namespace: "prod", name: expect.stringMatching(/^kube-01-k8s-pod-c1-eth0-[0-9a-f]{11}$/), labels: { app: "web" } },
-    spec: { node: "kube-01", orchestrator: "k8s", pod: "pod-c1", containerID: "c1", endpoint: "eth0", interfaceName: hostInterface },
+    metadata: {
+      namespace: "prod",
+      name: expect.stringMatching(/^kube-01-k8s-pod-c1-eth0-[0-9a-f]{11}$/),
+      labels: { app: "web" },
+    },
+    spec: {
+      node: "kube-01",
+      orchestrator: "k8s",
+      pod: "pod-c1",
+      containerID: "c1",
+      endpoint: "eth0",
+      interfaceName: hostInterface,
+    },
   });
   for (let i = 0; i < 2; i++) {
     await world.attachments.del(request("c1"));
@@ -227,11 +256,20 @@ test("ADD answers with lease, endpoint, link and policy; DEL takes all of them a
 
 test("without a pod name the namespace is default and the labels are the request's", async () => {
   await world.attachments.add(request("abcdef0123456789", { args: {}, labels: { app: "db" } }));
-  expect((await endpoints())[0]).toMatchObject({ metadata: { namespace: "default", labels: { app: "db" } }, spec: { orchestrator: "cni", workload: "abcdef0123456789" } });
+  expect((await endpoints())[0]).toMatchObject({
+    metadata: { namespace: "default", labels: { app: "db" } },
+    spec: { orchestrator: "cni", workload: "abcdef0123456789" },
+  });
 });
 
 test("static addresses, families and routes are as asked", async () => {
-  const reply = await world.attachments.add(request("c1", { ips: ["10.244.9.9/32"], routes: [{ dst: "10.0.0.0/8" }, { dst: "0.0.0.0/0", gw: "169.254.1.1" }], mac: "02:AA:00:00:00:01" }));
+  const reply = await world.attachments.add(
+    request("c1", {
+      ips: ["10.244.9.9/32"],
+      routes: [{ dst: "10.0.0.0/8" }, { dst: "0.0.0.0/0", gw: "169.254.1.1" }],
+      mac: "02:AA:00:00:00:01",
+    }),
+  );
   expect(reply).toMatchObject({
     addresses: [{ address: "10.244.9.9/32", gateway: "169.254.1.1" }],
     routes: [{ dst: "10.0.0.0/8" }, { dst: "0.0.0.0/0", gw: "169.254.1.1" }],
@@ -252,7 +290,11 @@ test("a second identical ADD gets the first one's answer", async () => {
 test("a second ADD with other settings is refused and changes nothing", async () => {
   await world.attachments.add(request("c1"));
   const error = await world.attachments.add(request("c1", { mtu: 1300 })).catch((error: Error) => error);
-  expect(error).toMatchObject({ code: "exists", cni: 100, message: expect.stringContaining("with other settings, wanted a DEL first") });
+  expect(error).toMatchObject({
+    code: "exists",
+    cni: 100,
+    message: expect.stringContaining("with other settings, wanted a DEL first"),
+  });
   expect([world.wiring.links.size, await leases()]).toEqual([1, 2]);
 });
 
@@ -277,7 +319,8 @@ test("a failure at any step leaves no link, no lease, no endpoint and no policy"
     world.failAt = 0;
     expect(error?.message).toContain(`step ${failAt},`);
     await world.reconciler.programmed([], 5_000);
-    expect({ failAt, links: world.wiring.links.size, leases: await leases(), endpoints: (await endpoints()).length }).toEqual({ failAt, links: 1, leases: 2, endpoints: 1 });
+    expect({ failAt, links: world.wiring.links.size, leases: await leases(), endpoints: (await endpoints()).length })
+      .toEqual({ failAt, links: 1, leases: 2, endpoints: 1 });
     await world.attachments.add(request("c1"));
     expect(await leases()).toBe(4);
     await world.attachments.del(request("c1"));
@@ -296,7 +339,8 @@ test("a failure at any step of DEL can be repeated", async () => {
     await world.attachments.del(request("c1")).catch(() => {});
     world.failAt = 0;
     await world.attachments.del(request("c1"));
-    expect({ failAt, links: world.wiring.links.size, leases: await leases(), endpoints: (await endpoints()).length }).toEqual({ failAt, links: 0, leases: 0, endpoints: 0 });
+    expect({ failAt, links: world.wiring.links.size, leases: await leases(), endpoints: (await endpoints()).length })
+      .toEqual({ failAt, links: 0, leases: 0, endpoints: 0 });
   }
 });
 
@@ -309,18 +353,30 @@ test("eight at once get eight addresses, each in force", async () => {
 });
 
 test("ADD and DEL of one attachment at once take turns and end without remains", async () => {
-  await Promise.allSettled([0, 1, 2, 3].flatMap(() => [world.attachments.add(request("c1")), world.attachments.del(request("c1"))]));
+  await Promise.allSettled(
+    [0, 1, 2, 3].flatMap(() => [world.attachments.add(request("c1")), world.attachments.del(request("c1"))]),
+  );
   expect([await leases(), world.wiring.links.size, (await endpoints()).length]).toEqual([0, 0, 0]);
 });
 
 test("CHECK is content with what ADD made, and names what differs", async () => {
   const { addresses } = await world.attachments.add(request("c1"));
   const check = (more: object = {}) =>
-    world.attachments.check({ ...request("c1"), addresses: addresses.map((one) => one.address), ...more }).then(() => "good", (error: Error & { cni: number }) => `${error.cni} ${error.message}`);
+    world.attachments.check({ ...request("c1"), addresses: addresses.map((one) => one.address), ...more }).then(
+      () => "good",
+      (error: Error & { cni: number }) => `${error.cni} ${error.message}`,
+    );
   expect(await check()).toBe("good");
-  expect(await check({ containerId: "c2" })).toBe("104 CHECK c2/eth0 of network pods: found no such attachment on this node, wanted one made by ADD");
-  expect(await check({ addresses: ["10.244.0.99/32"] })).toStartWith("104 CHECK c1/eth0 of network pods: found the lease 10.244.");
-  world.wiring.links.set(identify(request("c1")).hostInterface, { ...world.wiring.links.values().next().value!, netns: "/broken" });
+  expect(await check({ containerId: "c2" })).toBe(
+    "104 CHECK c2/eth0 of network pods: found no such attachment on this node, wanted one made by ADD",
+  );
+  expect(await check({ addresses: ["10.244.0.99/32"] })).toStartWith(
+    "104 CHECK c1/eth0 of network pods: found the lease 10.244.",
+  );
+  world.wiring.links.set(identify(request("c1")).hostInterface, {
+    ...world.wiring.links.values().next().value!,
+    netns: "/broken",
+  });
   expect(await check()).toEndWith("found interface eth0 is down, wanted the link as ADD made it");
   world.wiring.links.clear();
   expect(await check()).toContain("found no link mx");
@@ -331,7 +387,10 @@ test("GC removes what is not valid in its network, and leaves the others", async
   await world.attachments.add(request("d", { network: "second" }));
   world.wiring.links.set("mx00000000000", world.wiring.links.values().next().value!);
   await world.attachments.gc({ network: "pods", valid: [{ containerId: "b", ifName: "eth0" }] });
-  expect((await endpoints()).map((one) => (one.spec as { containerID: string }).containerID).sort()).toEqual(["b", "d"]);
+  expect((await endpoints()).map((one) => (one.spec as { containerID: string }).containerID).sort()).toEqual([
+    "b",
+    "d",
+  ]);
   expect([world.wiring.links.size, await leases()]).toEqual([2, 4]);
   await world.attachments.gc({ network: "pods", valid: [{ containerId: "b", ifName: "eth0" }] });
   expect(await leases()).toBe(4);
@@ -360,7 +419,15 @@ test("after a restart attachments stand, links and leases of nothing go, and DEL
 
 test("an endpoint that a person wrote keeps its link at a restart", async () => {
   const key = { kind: WORKLOAD_ENDPOINT, namespace: "default", name: "vm" };
-  await world.datastore.commit([{ key, value: { apiVersion: "projectcalico.org/v3", kind: "WorkloadEndpoint", metadata: { name: "vm", namespace: "default" }, spec: { node: "kube-01", interfaceName: "tap0" } } }]);
+  await world.datastore.commit([{
+    key,
+    value: {
+      apiVersion: "projectcalico.org/v3",
+      kind: "WorkloadEndpoint",
+      metadata: { name: "vm", namespace: "default" },
+      spec: { node: "kube-01", interfaceName: "tap0" },
+    },
+  }]);
   const { hostInterface } = await world.attachments.add(request("a"));
   const links = new Map(world.wiring.links).set("tap0", world.wiring.links.get(hostInterface)!);
   await world.close();
@@ -370,14 +437,26 @@ test("an endpoint that a person wrote keeps its link at a restart", async () => 
 });
 
 const refusals: readonly [string, Partial<AddRequest>, string][] = [
-  ["a bad static address", { ips: ["10.0.0.300"] }, 'attachment: ips[0]: found "10.0.0.300", wanted an IPv4 or IPv6 address'],
+  [
+    "a bad static address",
+    { ips: ["10.0.0.300"] },
+    'attachment: ips[0]: found "10.0.0.300", wanted an IPv4 or IPv6 address',
+  ],
   ["a static prefix", { ips: ["10.0.0.0/24"] }, 'attachment: ips[0]: found "10.0.0.0/24", wanted one address'],
   ["two static addresses of a family", { ips: ["10.244.0.5", "10.244.0.6"] }, "wanted at most one address a family"],
-  ["a multicast MAC", { mac: "03:00:00:00:00:01" }, 'attachment: mac: found "03:00:00:00:00:01", wanted a unicast address'],
+  [
+    "a multicast MAC",
+    { mac: "03:00:00:00:00:01" },
+    'attachment: mac: found "03:00:00:00:00:01", wanted a unicast address',
+  ],
   ["a tiny MTU", { mtu: 10 }, "attachment: mtu: found 10, wanted 68 to 65535 bytes"],
   ["a bad route", { routes: [{ dst: "x" }] }, 'attachment: routes[0].dst: found "x", wanted'],
   ["no family", { families: [] }, "attachment: families: found [], wanted 4, 6 or both"],
-  ["a bad namespace", { args: { K8S_POD_NAMESPACE: "Prod" } }, 'attachment: namespace: found "Prod", wanted a namespace\'s name'],
+  [
+    "a bad namespace",
+    { args: { K8S_POD_NAMESPACE: "Prod" } },
+    'attachment: namespace: found "Prod", wanted a namespace\'s name',
+  ],
   ["a pool nobody has", { pools: ["none"] }, "none"],
 ];
 for (const [subject, more, message] of refusals) {
@@ -390,23 +469,43 @@ for (const [subject, more, message] of refusals) {
 
 test("a missing namespace and the daemon's own are refused before anything is leased", async () => {
   const { datastore, ipam, wiring, reconciler } = world;
-  const attachments = createAttachments({ node: "kube-01", datastore, ipam, wiring, reconciler, log: silentLog, clock: systemClock });
+  const attachments = createAttachments({
+    node: "kube-01",
+    datastore,
+    ipam,
+    wiring,
+    reconciler,
+    log: silentLog,
+    clock: systemClock,
+  });
   await attachments.adopt(AbortSignal.timeout(5_000));
   const missing = join(directory, "none");
   expect(existsSync(missing)).toBe(false);
   const refused = (netns: string) => attachments.add(request("c1", { netns })).catch((error: Error) => error);
-  expect(await refused(missing)).toMatchObject({ cni: 3, message: `netns ${missing}: found no such file, wanted the path of a network namespace` });
-  expect(await refused("/proc/self/ns/net")).toMatchObject({ cni: 8, message: "netns /proc/self/ns/net: found the daemon's own namespace, wanted the path of a network namespace of a pod" });
+  expect(await refused(missing)).toMatchObject({
+    cni: 3,
+    message: `netns ${missing}: found no such file, wanted the path of a network namespace`,
+  });
+  expect(await refused("/proc/self/ns/net")).toMatchObject({
+    cni: 8,
+    message:
+      "netns /proc/self/ns/net: found the daemon's own namespace, wanted the path of a network namespace of a pod",
+  });
   expect([await leases(), wiring.links.size]).toEqual([0, 0]);
 });
 
 test("STATUS is content when ADD could work, and says what is missing", async () => {
   await world.attachments.ready();
-  for (const name of ["v4", "v6"]) await world.datastore.commit([{ key: { kind: IP_POOL, namespace: "", name }, value: null }]);
+  for (const name of ["v4", "v6"]) {
+    await world.datastore.commit([{ key: { kind: IP_POOL, namespace: "", name }, value: null }]);
+  }
   // The pools' owner hears of it a moment later.
   let error: unknown;
   for (const deadlineMs = performance.now() + 5_000; error === undefined && performance.now() < deadlineMs;) {
-    error = await world.attachments.ready().then(() => new Promise<undefined>((resolve) => setImmediate(resolve)), (error: Error) => error);
+    error = await world.attachments.ready().then(
+      () => new Promise<undefined>((resolve) => setImmediate(resolve)),
+      (error: Error) => error,
+    );
   }
   expect(error).toMatchObject({ cni: 50, message: expect.stringMatching(/^STATUS: .*pool/) });
 });

@@ -68,7 +68,10 @@ export function parseConfig(text: string, file: string): Config {
   const broken = document.errors[0];
   if (broken !== undefined) {
     const { line, col } = lines.linePos(broken.pos[0]);
-    throw new ManxError("config", `config ${file}: line ${line}, column ${col}: found broken YAML (${broken.message}), wanted a mapping`);
+    throw new ManxError(
+      "config",
+      `config ${file}: line ${line}, column ${col}: found broken YAML (${broken.message}), wanted a mapping`,
+    );
   }
   try {
     return readConfig(document.toJS({ maxAliasCount: 100 }), file);
@@ -82,14 +85,18 @@ export function parseConfig(text: string, file: string): Config {
 
 /** A plugin's ConfigError says `pools[0].cidr`; this says which file, and which slot it belongs to. */
 export function inSlot(error: Error & { readonly path: string }, slot: Slot, file: string): ManxError {
-  const path = `${slot.path}.config${error.path === "" ? "" : error.path.startsWith("[") ? error.path : `.${error.path}`}`;
+  const path = `${slot.path}.config${
+    error.path === "" ? "" : error.path.startsWith("[") ? error.path : `.${error.path}`
+  }`;
   const prefix = `${error.path === "" ? "config" : error.path}: `;
   const tail = error.message.startsWith(prefix) ? error.message.slice(prefix.length) : error.message;
   return new ManxError("config", `config ${file}: ${path}: ${tail}`, { cause: error.cause });
 }
 
 function locateConfigError(error: ConfigError, file: string, document: Document, lines: LineCounter): ManxError {
-  const path = error.path.split(/[.[\]]+/).filter((part) => part !== "").map((part) => /^\d+$/.test(part) ? Number(part) : part);
+  const path = error.path.split(/[.[\]]+/).filter((part) => part !== "").map((part) =>
+    /^\d+$/.test(part) ? Number(part) : part
+  );
   // The key itself where its value is missing or unknown, else the nearest parent that is there.
   for (let depth = path.length; depth >= 0; depth--) {
     const holder = depth === 0 ? document.contents : document.getIn(path.slice(0, depth - 1), true);
@@ -106,7 +113,18 @@ function locateConfigError(error: ConfigError, file: string, document: Document,
 
 function readConfig(raw: unknown, file: string): Config {
   const top = readMap(raw ?? {}, "", [
-    "node", "addresses", "stateDirectory", "datastore", "ipam", "cni", "policy", "dataplane", "routing", "api", "log", "policyOptions",
+    "node",
+    "addresses",
+    "stateDirectory",
+    "datastore",
+    "ipam",
+    "cni",
+    "policy",
+    "dataplane",
+    "routing",
+    "api",
+    "log",
+    "policyOptions",
   ]);
   const api = readMap(top.api ?? {}, "api", ["socket"]);
   const log = readMap(top.log ?? {}, "log", ["level", "format"]);
@@ -114,7 +132,11 @@ function readConfig(raw: unknown, file: string): Config {
   const failsafe = readMap(options.failsafe ?? {}, "policyOptions.failsafe", ["inbound", "outbound"]);
   const socket = readAbsolute(api.socket ?? DEFAULT_SOCKET, "api.socket");
   if (Buffer.byteLength(socket) > SOCKET_PATH_BYTES) {
-    throw new ConfigError("api.socket", `a path of ${Buffer.byteLength(socket)} bytes`, `at most ${SOCKET_PATH_BYTES}, the kernel's limit`);
+    throw new ConfigError(
+      "api.socket",
+      `a path of ${Buffer.byteLength(socket)} bytes`,
+      `at most ${SOCKET_PATH_BYTES}, the kernel's limit`,
+    );
   }
   const addresses = top.addresses === undefined
     ? undefined
@@ -156,7 +178,9 @@ export function describe(value: unknown): string {
 }
 
 function readMap(raw: unknown, path: string, keys: readonly string[]): Record<string, unknown> {
-  if (raw === null || typeof raw !== "object" || Array.isArray(raw)) throw new ConfigError(path, describe(raw), "a mapping");
+  if (raw === null || typeof raw !== "object" || Array.isArray(raw)) {
+    throw new ConfigError(path, describe(raw), "a mapping");
+  }
   for (const key of Object.keys(raw)) {
     if (!keys.includes(key)) {
       throw new ConfigError(path === "" ? key : `${path}.${key}`, "an unknown key", `one of ${keys.join(", ")}`);
@@ -200,7 +224,9 @@ function readNodeName(raw: unknown): string {
   const path = raw === undefined ? "node (absent, so the host name)" : "node";
   const wanted = "a name of lower-case letters, digits, - and ., at most 253";
   const text = readText(name, path, wanted);
-  if (text.length > 253 || !/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/.test(text)) throw new ConfigError(path, describe(text), wanted);
+  if (text.length > 253 || !/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/.test(text)) {
+    throw new ConfigError(path, describe(text), wanted);
+  }
   return text;
 }
 
@@ -209,10 +235,16 @@ function readSlot(raw: unknown, path: string): Slot {
   const use = readText(slot.use, `${path}.use`, "the name of a built-in plugin, or the absolute path of a file");
   const isFile = use.startsWith("/");
   if (!isFile && !/^[a-z0-9][a-z0-9_-]*$/.test(use)) {
-    throw new ConfigError(`${path}.use`, describe(use), "the name of a built-in plugin, or the absolute path of a file");
+    throw new ConfigError(
+      `${path}.use`,
+      describe(use),
+      "the name of a built-in plugin, or the absolute path of a file",
+    );
   }
   if (slot.sha256 === undefined) return { use, config: slot.config ?? undefined, path };
-  if (!isFile) throw new ConfigError(`${path}.sha256`, "a hash of a built-in plugin", "none: it is part of the executable");
+  if (!isFile) {
+    throw new ConfigError(`${path}.sha256`, "a hash of a built-in plugin", "none: it is part of the executable");
+  }
   const sha256 = readText(slot.sha256, `${path}.sha256`, "64 hex digits").toLowerCase();
   if (!/^[0-9a-f]{64}$/.test(sha256)) throw new ConfigError(`${path}.sha256`, describe(slot.sha256), "64 hex digits");
   return { use, config: slot.config ?? undefined, sha256, path };

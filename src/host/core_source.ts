@@ -1,5 +1,14 @@
 /** The kinds that belong to the house itself, whatever policy dialects are configured: endpoints, nodes, pools, blocks. */
-import { type Address, addressFamily, type Cidr, cidrAddress, cidrFamily, cidrPrefix, familyBits, parseCidr } from "../model/address.ts";
+import {
+  type Address,
+  addressFamily,
+  type Cidr,
+  cidrAddress,
+  cidrFamily,
+  cidrPrefix,
+  familyBits,
+  parseCidr,
+} from "../model/address.ts";
 import { type NamedPort, PROTOCOLS } from "../model/ports.ts";
 import type { Problem, Resource, ResourceKey } from "../model/resource.ts";
 import { keyText } from "../model/resource.ts";
@@ -16,10 +25,31 @@ export const IPAM_BLOCK = "IPAMBlock.ipam.manx";
 const CALICO_VERSIONS = ["projectcalico.org/v3", "crd.projectcalico.org/v1"] as const;
 
 const KINDS: readonly KindDefinition[] = [
-  { kind: WORKLOAD_ENDPOINT, name: "WorkloadEndpoint", plural: "workloadendpoints", shortNames: ["wep", "weps"], apiVersions: CALICO_VERSIONS, namespaced: true },
+  {
+    kind: WORKLOAD_ENDPOINT,
+    name: "WorkloadEndpoint",
+    plural: "workloadendpoints",
+    shortNames: ["wep", "weps"],
+    apiVersions: CALICO_VERSIONS,
+    namespaced: true,
+  },
   { kind: NODE, name: "Node", plural: "nodes", shortNames: ["no"], apiVersions: ["v1"], namespaced: false },
-  { kind: IP_POOL, name: "IPPool", plural: "ippools", shortNames: ["pool", "pools"], apiVersions: CALICO_VERSIONS, namespaced: false },
-  { kind: IPAM_BLOCK, name: "IPAMBlock", plural: "ipamblocks", shortNames: ["block", "blocks"], apiVersions: ["ipam.manx/v1"], namespaced: false },
+  {
+    kind: IP_POOL,
+    name: "IPPool",
+    plural: "ippools",
+    shortNames: ["pool", "pools"],
+    apiVersions: CALICO_VERSIONS,
+    namespaced: false,
+  },
+  {
+    kind: IPAM_BLOCK,
+    name: "IPAMBlock",
+    plural: "ipamblocks",
+    shortNames: ["block", "blocks"],
+    apiVersions: ["ipam.manx/v1"],
+    namespaced: false,
+  },
 ];
 
 interface Reading {
@@ -34,7 +64,9 @@ export const coreSource: PolicySource = {
   translate(resource): Translation {
     const { findings, objects } = read(resource);
     // An endpoint that cannot be read is unknown, and unknown endpoints drop; a pool or node that cannot be read gives nothing.
-    return findings.all.length === 0 ? { objects, problems: [] } : { objects: [], problems: problems(resource, findings, "fail-closed") };
+    return findings.all.length === 0
+      ? { objects, problems: [] }
+      : { objects: [], problems: problems(resource, findings, "fail-closed") };
   },
 };
 
@@ -68,26 +100,51 @@ function readWorkload(resource: Resource): Reading {
   const findings = new Findings();
   findings.fields(resource, "", TOP_FIELDS);
   const spec = findings.fields(resource.spec, "spec", [
-    "orchestrator", "workload", "node", "containerID", "pod", "endpoint", "serviceAccountName", "ipNetworks", "ipNATs", "ipv4Gateway",
-    "ipv6Gateway", "profiles", "interfaceName", "mac", "ports", "allowSpoofedSourcePrefixes", "qosControls",
+    "orchestrator",
+    "workload",
+    "node",
+    "containerID",
+    "pod",
+    "endpoint",
+    "serviceAccountName",
+    "ipNetworks",
+    "ipNATs",
+    "ipv4Gateway",
+    "ipv6Gateway",
+    "profiles",
+    "interfaceName",
+    "mac",
+    "ports",
+    "allowSpoofedSourcePrefixes",
+    "qosControls",
   ]);
   const node = findings.text(spec.node, "spec.node") ?? "";
   if (node === "") findings.note("spec.node", spec.node, "the name of the node it is on");
   const interfaceName = findings.text(spec.interfaceName, "spec.interfaceName") ?? "";
   // IFNAMSIZ, include/uapi/linux/if.h: 16 bytes with the terminator.
-  if (!/^[^\s/:]{1,15}$/.test(interfaceName)) findings.note("spec.interfaceName", spec.interfaceName, "the host's link, 1 to 15 characters");
+  if (!/^[^\s/:]{1,15}$/.test(interfaceName)) {
+    findings.note("spec.interfaceName", spec.interfaceName, "the host's link, 1 to 15 characters");
+  }
   const addresses = findings.list(spec.ipNetworks, "spec.ipNetworks").map((raw, i) => {
     const path = `spec.ipNetworks[${i}]`;
     const cidr = findings.cidr(raw ?? "", path, true);
-    if (cidr !== undefined && cidrPrefix(cidr) !== familyBits(cidrFamily(cidr))) findings.note(path, raw, "one address: a prefix of full length");
+    if (cidr !== undefined && cidrPrefix(cidr) !== familyBits(cidrFamily(cidr))) {
+      findings.note(path, raw, "one address: a prefix of full length");
+    }
     return cidr === undefined ? undefined : cidrAddress(cidr);
   }).filter((address): address is Address => address !== undefined);
   const mac = findings.text(spec.mac, "spec.mac");
-  if (mac !== undefined && !/^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$/.test(mac)) findings.note("spec.mac", spec.mac, "aa:bb:cc:dd:ee:ff");
+  if (mac !== undefined && !/^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$/.test(mac)) {
+    findings.note("spec.mac", spec.mac, "aa:bb:cc:dd:ee:ff");
+  }
   const profiles = spec.profiles === undefined || spec.profiles === null
     ? undefined
-    : findings.list(spec.profiles, "spec.profiles").map((raw, i) => findings.text(raw ?? 0, `spec.profiles[${i}]`) ?? "");
-  const ports = findings.list(spec.ports, "spec.ports").flatMap((raw, i) => readPort(findings, raw, `spec.ports[${i}]`));
+    : findings.list(spec.profiles, "spec.profiles").map((raw, i) =>
+      findings.text(raw ?? 0, `spec.profiles[${i}]`) ?? ""
+    );
+  const ports = findings.list(spec.ports, "spec.ports").flatMap((raw, i) =>
+    readPort(findings, raw, `spec.ports[${i}]`)
+  );
   const pod = findings.text(spec.pod, "spec.pod");
   const serviceAccount = findings.text(spec.serviceAccountName, "spec.serviceAccountName");
   const orchestrator = findings.text(spec.orchestrator, "spec.orchestrator") ?? "cni";
@@ -155,8 +212,17 @@ function readPool(resource: Resource): Reading {
   const findings = new Findings();
   findings.fields(resource, "", TOP_FIELDS);
   const spec = findings.fields(resource.spec, "spec", [
-    "cidr", "blockSize", "natOutgoing", "disabled", "nodeSelector", "namespaceSelector", "ipipMode", "vxlanMode", "allowedUses",
-    "disableBGPExport", "assignmentMode",
+    "cidr",
+    "blockSize",
+    "natOutgoing",
+    "disabled",
+    "nodeSelector",
+    "namespaceSelector",
+    "ipipMode",
+    "vxlanMode",
+    "allowedUses",
+    "disableBGPExport",
+    "assignmentMode",
   ]);
   const cidr = findings.cidr(spec.cidr ?? undefined, "spec.cidr", true);
   if (spec.cidr === undefined || spec.cidr === null) findings.note("spec.cidr", spec.cidr, "an IPv4 or IPv6 prefix");
@@ -197,12 +263,15 @@ function readBlock(resource: Resource): Reading {
   const node = findings.text(spec.node, "spec.node");
   return {
     findings,
-    objects: cidr === undefined || node === undefined || node === "" ? [] : [{ kind: "block", id: keyOf(resource).name, cidr, node }],
+    objects: cidr === undefined || node === undefined || node === ""
+      ? []
+      : [{ kind: "block", id: keyOf(resource).name, cidr, node }],
   };
 }
 
 /** An address as `ipNetworks` spells it. */
-export const hostPrefixText = (address: Address, text: string): string => `${text}/${familyBits(addressFamily(address))}`;
+export const hostPrefixText = (address: Address, text: string): string =>
+  `${text}/${familyBits(addressFamily(address))}`;
 
 /** The pool's prefix, where it can be read. */
 export function poolCidr(resource: Resource): Cidr | undefined {

@@ -19,8 +19,9 @@ import { systemClock } from "./clock.ts";
 import type { Config, Slot } from "./config.ts";
 import { coreSource } from "./core_source.ts";
 import { type KindRegistry, kindRegistry } from "./kinds.ts";
+import { releaseStartPages } from "./footprint.ts";
 import { createLinks, type Links } from "./links.ts";
-import { importPlugin, type LoadedPlugin, openPlugin, parsePluginConfig } from "./loader.ts";
+import { importPlugin, type LoadedPlugin, openPlugin, parsePluginConfig, refuseForeignConfig } from "./loader.ts";
 import { createLog } from "./log.ts";
 import { registerNode } from "./node.ts";
 import { Reconciler } from "./reconcile.ts";
@@ -32,6 +33,8 @@ import type { HostView, StatusView } from "./view.ts";
 const WATCH_RETRY_FIRST_MS = 100;
 const WATCH_RETRY_LONGEST_MS = 10_000;
 const START_RETRY_MS = 1_000;
+/** The start is over when the first state is in force, or after that. */
+const START_PAGES_DEADLINE_MS = 10_000;
 
 export interface DaemonOptions {
   /** Aborted by SIGTERM: sockets are closed, kernel state stays. */
@@ -67,7 +70,13 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
   const calc = createCalc({ node: config.node, failsafe: config.policyOptions.failsafe });
   const translator = createTranslator(parts.registry);
   const reconciler = new Reconciler({ ...parts, translator, calc, clock: systemClock });
-  const attachments = createAttachments({ ...parts, node: config.node, wiring: parts.wiring, reconciler, clock: systemClock });
+  const attachments = createAttachments({
+    ...parts,
+    node: config.node,
+    wiring: parts.wiring,
+    reconciler,
+    clock: systemClock,
+  });
   reconciler.local(parts.links.snapshot());
   const findAddresses = () => config.addresses ?? parts.links.nodeAddresses();
   const registration = createRegistration(parts, findAddresses(), findAddresses);
@@ -95,7 +104,11 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
     followDatastore(parts, reconciler, running.signal),
     settleIn(parts, attachments, registration, reconciler, running.signal),
   );
-  log.info(`manx ${VERSION} runs`, { node: config.node, addresses: registration.addresses.map(formatAddress).join(" "), socket: config.api.socket });
+  log.info(`manx ${VERSION} runs`, {
+    node: config.node,
+    addresses: registration.addresses.map(formatAddress).join(" "),
+    socket: config.api.socket,
+  });
   notifyService("READY=1");
   await ended;
   log.info("stopping; policy and pods stay as they are");
@@ -113,7 +126,7 @@ export async function loadPlugins(config: Config): Promise<readonly LoadedPlugin
     ...config.dataplanes.map((slot) => ({ slot, kind: "dataplane" as const })),
     { slot: config.routing, kind: "routing" },
   ];
-  makeStateDirectory(config.stateDirectory);
+  if (slots.some(({ slot }) => slot.use.startsWith("/"))) refuseForeignConfig(config.file);
   const imported = [];
   for (const { slot, kind } of slots) imported.push(await importPlugin(slot, kind, scratch));
   return imported.map((plugin) => parsePluginConfig(plugin, config.file));
@@ -127,7 +140,7 @@ async function openParts(
   open: AsyncDisposableStack,
   signal: AbortSignal,
 ): Promise<Parts> {
-  let datastore: Datastore | undefined;
+  const early: { datastore?: Datastore } = {};
   const hostOf = (plugin: LoadedPlugin): Host => {
     const stateDirectory = join(config.stateDirectory, plugin.kind, plugin.plugin.name);
     makeStateDirectory(stateDirectory);
@@ -138,8 +151,10 @@ async function openParts(
       kernel,
       stateDirectory,
       get datastore() {
-        if (datastore === undefined) throw new ManxError("plugin", `${plugin.kind} ${plugin.plugin.name}: the datastore is not open yet`);
-        return datastore;
+        if (early.datastore === undefined) {
+          throw new ManxError("plugin", `${plugin.kind} ${plugin.plugin.name}: the datastore is not open yet`);
+        }
+        return early.datastore;
       },
     };
   };
@@ -152,8 +167,8 @@ async function openParts(
     }
     return all;
   };
-  const [{ instance: store }] = await openAll("datastore") as [{ name: string; instance: Datastore }];
-  datastore = store;
+  const [{ instance: datastore }] = await openAll("datastore") as [{ name: string; instance: Datastore }];
+  early.datastore = datastore;
   const sources = (await openAll("policy")).map(({ name, instance }) => ({ name, source: instance as PolicySource }));
   const registry = kindRegistry(sources, coreSource);
   const [{ instance: ipam }] = await openAll("ipam") as [{ name: string; instance: Ipam }];
@@ -161,7 +176,18 @@ async function openParts(
   const dataplanes = await openAll("dataplane");
   checkAspects(dataplanes);
   const [routing] = await openAll("routing") as [{ name: string; instance: Routing }];
-  return { config, log, plugins, datastore, registry, ipam, wiring, dataplanes, routing, links: createLinks(kernel, log, systemClock) };
+  return {
+    config,
+    log,
+    plugins,
+    datastore,
+    registry,
+    ipam,
+    wiring,
+    dataplanes,
+    routing,
+    links: createLinks(kernel, log, systemClock),
+  };
 }
 
 /** Policy has exactly one owner, every other aspect at most one. @throws {ManxError} code `config` */
@@ -171,13 +197,24 @@ function checkAspects(dataplanes: Parts["dataplanes"]): void {
     for (const aspect of instance.capabilities.aspects) owners.set(aspect, [...owners.get(aspect) ?? [], name]);
   }
   for (const [aspect, names] of owners) {
-    if (names.length > 1) throw new ManxError("config", `dataplane: found ${names.join(" and ")} both for ${aspect}, wanted one owner of it`);
-    if (names.length === 0) throw new ManxError("config", `dataplane: found nobody for ${aspect}, wanted a dataplane that does it`);
+    if (names.length > 1) {
+      throw new ManxError(
+        "config",
+        `dataplane: found ${names.join(" and ")} both for ${aspect}, wanted one owner of it`,
+      );
+    }
+    if (names.length === 0) {
+      throw new ManxError("config", `dataplane: found nobody for ${aspect}, wanted a dataplane that does it`);
+    }
   }
 }
 
 /** Feeds the reconciler; a broken watch begins anew. Never rejects. */
-async function followDatastore({ datastore, registry, log }: Parts, reconciler: Reconciler, signal: AbortSignal): Promise<void> {
+async function followDatastore(
+  { datastore, registry, log }: Parts,
+  reconciler: Reconciler,
+  signal: AbortSignal,
+): Promise<void> {
   const kinds = registry.definitions.map((definition) => definition.kind);
   for (let pauseMs = WATCH_RETRY_FIRST_MS; !signal.aborted;) {
     try {
@@ -207,7 +244,11 @@ interface Registration {
   keep(signal: AbortSignal): Promise<void>;
 }
 
-function createRegistration({ config, datastore, log }: Parts, initial: readonly Address[], find: () => readonly Address[]): Registration {
+function createRegistration(
+  { config, datastore, log }: Parts,
+  initial: readonly Address[],
+  find: () => readonly Address[],
+): Registration {
   let addresses = initial;
   let wake = () => {};
   return {
@@ -229,7 +270,9 @@ function createRegistration({ config, datastore, log }: Parts, initial: readonly
         const changed = new Promise<void>((resolve) => wake = resolve);
         await persist("register the node", log, signal, async () => {
           const outcome = await registerNode(datastore, config.node, addresses, systemClock, signal);
-          if (outcome !== "unchanged") log.info(`node ${outcome}`, { node: config.node, addresses: addresses.map(formatAddress).join(" ") });
+          if (outcome !== "unchanged") {
+            log.info(`node ${outcome}`, { node: config.node, addresses: addresses.map(formatAddress).join(" ") });
+          }
         });
         await Promise.race([changed, aborted(signal)]);
       }
@@ -247,6 +290,8 @@ async function settleIn(
 ): Promise<void> {
   await reconciler.whenSynced(signal).catch(() => {});
   await persist("take up attachments", log, signal, () => attachments.adopt(signal));
+  await reconciler.programmed([], START_PAGES_DEADLINE_MS, signal).catch(() => {});
+  releaseStartPages();
   await registration.keep(signal);
 }
 
@@ -273,7 +318,12 @@ interface ViewParts {
 
 function createView({ parts, reconciler, attachments, addresses, startedMs }: ViewParts): HostView {
   const { config, datastore, registry, ipam, plugins } = parts;
-  const resources = createResources({ datastore, registry, clock: systemClock, programmed: (wanted, ms, signal) => reconciler.programmed(wanted, ms, signal) });
+  const resources = createResources({
+    datastore,
+    registry,
+    clock: systemClock,
+    programmed: (wanted, ms, signal) => reconciler.programmed(wanted, ms, signal),
+  });
   return {
     resources,
     wait: resources.wait,
@@ -288,11 +338,17 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
       })),
     async ipam(signal) {
       const pools = await ipam.usage(signal);
-      return { use: config.ipam.use, pools: pools.map((pool) => ({ ...pool, cidr: formatCidr(pool.cidr), capacity: String(pool.capacity) })) };
+      return {
+        use: config.ipam.use,
+        pools: pools.map((pool) => ({ ...pool, cidr: formatCidr(pool.cidr), capacity: String(pool.capacity) })),
+      };
     },
     status(): StatusView {
       const now = reconciler.status();
-      const daemonProblems = [...now.dataplane.problems.map((message) => ({ subject: "dataplane", message })), ...now.routing.problems.map((message) => ({ subject: "routing", message }))];
+      const daemonProblems = [
+        ...now.dataplane.problems.map((message) => ({ subject: "dataplane", message })),
+        ...now.routing.problems.map((message) => ({ subject: "routing", message })),
+      ];
       return {
         version: VERSION,
         node: config.node,
@@ -308,11 +364,25 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
         routing: { use: config.routing.use, ...now.routing },
         endpoints: now.endpoints,
         problems: [
-          ...daemonProblems.map(({ subject, message }) => ({ subject, path: "", message, effect: "not-in-force" as const })),
-          ...now.problems.map(({ subject, path, message, effect }) => ({ subject: keyText(subject), path, message, effect })),
+          ...daemonProblems.map(({ subject, message }) => ({
+            subject,
+            path: "",
+            message,
+            effect: "not-in-force" as const,
+          })),
+          ...now.problems.map(({ subject, path, message, effect }) => ({
+            subject: keyText(subject),
+            path,
+            message,
+            effect,
+          })),
         ],
         counters: { ...reconciler.counters, ...attachments.counters },
-        timings: { add: attachments.timings.add.view(), del: attachments.timings.del.view(), round: reconciler.timings.view() },
+        timings: {
+          add: attachments.timings.add.view(),
+          del: attachments.timings.del.view(),
+          round: reconciler.timings.view(),
+        },
         memory: { rss: process.memoryUsage.rss() },
       };
     },
@@ -324,14 +394,23 @@ function makeStateDirectory(path: string): void {
   try {
     mkdirSync(path, { recursive: true, mode: 0o700 });
   } catch (cause) {
-    throw new ManxError("config", `state directory ${path}: cannot be made (${(cause as NodeJS.ErrnoException).code}), wanted a directory that root may write`, { cause });
+    throw new ManxError(
+      "config",
+      `state directory ${path}: cannot be made (${
+        (cause as NodeJS.ErrnoException).code
+      }), wanted a directory that root may write`,
+      { cause },
+    );
   }
 }
 
 function prefixed(log: Log, prefix: string): Log {
-  const line = (level: keyof Log) => (message: string, fields?: Readonly<Record<string, unknown>>) => log[level](`${prefix}: ${message}`, fields);
+  const line = (level: keyof Log) => (message: string, fields?: Readonly<Record<string, unknown>>) =>
+    log[level](`${prefix}: ${message}`, fields);
   return { debug: line("debug"), info: line("info"), warn: line("warn"), error: line("error") };
 }
 
 const aborted = (signal: AbortSignal): Promise<void> =>
-  new Promise((resolve) => signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve(), { once: true }));
+  new Promise((resolve) =>
+    signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve(), { once: true })
+  );

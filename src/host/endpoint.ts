@@ -87,13 +87,17 @@ export function planAttachment(request: AddRequest, node: string): AttachmentPla
   if (pod && !/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/.test(pod)) refuse("K8S_POD_NAME", pod, "a pod's name");
   const addresses = request.ips?.map((text, i) => read(`ips[${i}]`, text, parseOneAddress));
   const families = request.families ?? [4, 6];
-  if (families.length === 0 || families.some((family) => family !== 4 && family !== 6)) refuse("families", families, "4, 6 or both");
+  if (families.length === 0 || families.some((family) => family !== 4 && family !== 6)) {
+    refuse("families", families, "4, 6 or both");
+  }
   if (addresses !== undefined) {
     const seen = new Set(addresses.map((address) => address === undefined ? 0 : addressFamily(address)));
     if (seen.size < addresses.length) refuse("ips", request.ips, "at most one address a family");
   }
   const { mac, mtu } = request;
-  if (mac !== undefined && !/^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/i.test(mac)) refuse("mac", mac, "a unicast address, aa:bb:cc:dd:ee:ff");
+  if (mac !== undefined && !/^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/i.test(mac)) {
+    refuse("mac", mac, "a unicast address, aa:bb:cc:dd:ee:ff");
+  }
   // 68: RFC 791's least; the kernel's own limits for the link come later.
   if (mtu !== undefined && (!Number.isInteger(mtu) || mtu < 68 || mtu > 65535)) refuse("mtu", mtu, "68 to 65535 bytes");
   const routes = request.routes?.map(({ dst, gw }, i) => {
@@ -112,7 +116,11 @@ export function planAttachment(request: AddRequest, node: string): AttachmentPla
     ...identity,
     name: { network, containerId, ifName },
     netns: request.netns,
-    key: { kind: WORKLOAD_ENDPOINT, namespace, name: endpointName(node, orchestrator, pod || containerId.slice(0, 12), ifName, identity.id) },
+    key: {
+      kind: WORKLOAD_ENDPOINT,
+      namespace,
+      name: endpointName(node, orchestrator, pod || containerId.slice(0, 12), ifName, identity.id),
+    },
     orchestrator,
     labels: request.labels,
     families: addresses === undefined ? families : (addresses as Address[]).map(addressFamily),
@@ -145,14 +153,22 @@ export function storedOf(plan: AttachmentPlan, addresses: readonly Address[]): S
 }
 
 /** projectcalico.org/v3 WorkloadEndpoint. `createdMs`: milliseconds since 1970. */
-export function endpointResource(plan: AttachmentPlan, addresses: readonly Address[], node: string, createdMs: number): Resource {
+export function endpointResource(
+  plan: AttachmentPlan,
+  addresses: readonly Address[],
+  node: string,
+  createdMs: number,
+): Resource {
   const { name, mtu, routes, pod, mac } = plan;
   const kept = {
     network: name.network,
     ...(mtu === undefined ? {} : { mtu }),
-    ...(routes === undefined
-      ? {}
-      : { routes: routes.map(({ destination, via }) => ({ dst: formatCidr(destination), ...(via === undefined ? {} : { gw: formatAddress(via) }) })) }),
+    ...(routes === undefined ? {} : {
+      routes: routes.map(({ destination, via }) => ({
+        dst: formatCidr(destination),
+        ...(via === undefined ? {} : { gw: formatAddress(via) }),
+      })),
+    }),
   };
   return {
     apiVersion: "projectcalico.org/v3",
@@ -194,7 +210,12 @@ export function attachmentOf(key: ResourceKey, resource: Resource, node: string)
       addresses: spec.ipNetworks.map((text) => parseOneAddress(String(text))),
       ...(typeof spec.mac === "string" ? { mac: spec.mac } : {}),
       ...(kept.mtu === undefined ? {} : { mtu: kept.mtu }),
-      ...(kept.routes === undefined ? {} : { routes: kept.routes.map(({ dst, gw }) => ({ destination: parseCidr(dst), ...(gw === undefined ? {} : { via: parseAddress(gw) }) })) }),
+      ...(kept.routes === undefined ? {} : {
+        routes: kept.routes.map(({ dst, gw }) => ({
+          destination: parseCidr(dst),
+          ...(gw === undefined ? {} : { via: parseAddress(gw) }),
+        })),
+      }),
     };
   } catch {
     // Edited by hand beyond recognition: it is then a person's endpoint, and stands as that.
@@ -212,14 +233,19 @@ export function interfaceOf(resource: Resource, node: string): string | undefine
 function parseOneAddress(text: string): Address {
   const cidr: Cidr = parseCidr(text);
   const address = cidrAddress(cidr);
-  if (cidrPrefix(cidr) !== familyBits(addressFamily(address))) throw new AddressSyntaxError(text, "one address, or a prefix of full length");
+  if (cidrPrefix(cidr) !== familyBits(addressFamily(address))) {
+    throw new AddressSyntaxError(text, "one address, or a prefix of full length");
+  }
   return address;
 }
 
 /** As Calico names them, and the first digits of the identifier, so that no two attachments share one. */
 function endpointName(node: string, orchestrator: string, workload: string, ifName: string, id: string): string {
   const tail = `-${id.slice(0, INTERFACE_HASH_DIGITS)}`;
-  const head = [node, orchestrator, workload, ifName].join("-").toLowerCase().replace(/[^a-z0-9.-]/g, "-").replace(/\.+/g, ".")
+  const head = [node, orchestrator, workload, ifName].join("-").toLowerCase().replace(/[^a-z0-9.-]/g, "-").replace(
+    /\.+/g,
+    ".",
+  )
     .replace(/\.-|-\./g, "-");
   return head.slice(0, NAME_MAX - tail.length).replace(/[.-]+$/, "") + tail;
 }

@@ -12,7 +12,11 @@ async function visit(enter: Promise<Disposable>, name: string, notes: string[]):
 test("holders of one name take turns in order, others go beside them", async () => {
   const gate = createGate();
   const notes: string[] = [];
-  await Promise.all([visit(gate.enter("a"), "a1", notes), visit(gate.enter("a"), "a2", notes), visit(gate.enter("b"), "b", notes)]);
+  await Promise.all([
+    visit(gate.enter("a"), "a1", notes),
+    visit(gate.enter("a"), "a2", notes),
+    visit(gate.enter("b"), "b", notes),
+  ]);
   expect(notes.filter((note) => note.includes("a"))).toEqual(["+a1", "-a1", "+a2", "-a2"]);
   expect(notes.indexOf("+b")).toBeLessThan(notes.indexOf("-a1"));
 });
@@ -23,7 +27,9 @@ test("who is alone waits for all inside and holds all others off", async () => {
   await Promise.all([
     visit(gate.enter("a"), "a", notes),
     Promise.resolve().then(() => Promise.resolve()).then(() => visit(gate.enterAlone(), "alone", notes)),
-    Promise.resolve().then(() => Promise.resolve()).then(() => Promise.resolve()).then(() => visit(gate.enter("b"), "b", notes)),
+    Promise.resolve().then(() => Promise.resolve()).then(() => Promise.resolve()).then(() =>
+      visit(gate.enter("b"), "b", notes)
+    ),
   ]);
   expect(notes).toEqual(["+a", "-a", "+alone", "-alone", "+b", "-b"]);
 });
@@ -31,6 +37,10 @@ test("who is alone waits for all inside and holds all others off", async () => {
 test("two who want to be alone take turns", async () => {
   const gate = createGate();
   const notes: string[] = [];
-  await Promise.all([visit(gate.enterAlone(), "x", notes), visit(gate.enterAlone(), "y", notes), visit(gate.enter("a"), "a", notes)]);
+  await Promise.all([
+    visit(gate.enterAlone(), "x", notes),
+    visit(gate.enterAlone(), "y", notes),
+    visit(gate.enter("a"), "a", notes),
+  ]);
   expect(notes.join(" ")).toMatch(/^\+x -x (\+y -y \+a -a|\+a -a \+y -y)$/);
 });

@@ -14,7 +14,11 @@ const unreadable = (name: string): Change => ({ key: key(name), problem: "found 
 /** `name@version`, `-name` for gone, `?name` for unreadable; sorted. */
 const taken = (inbox: Inbox): string =>
   inbox.take().map(({ key, value, problem }) =>
-    problem !== undefined ? `?${key.name}` : value === undefined ? `-${key.name}` : `${key.name}@${value.metadata.version}`
+    problem !== undefined
+      ? `?${key.name}`
+      : value === undefined
+      ? `-${key.name}`
+      : `${key.name}@${value.metadata.version}`
   ).sort().join(" ");
 
 test("nothing is given out before the datastore is in sync", () => {

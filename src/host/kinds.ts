@@ -27,13 +27,19 @@ export const kindGroup = (kind: ResourceKind): string => kind.includes(".") ? ki
  * `core` serves what none of them does.
  * @throws {ManxError} code `config`
  */
-export function kindRegistry(named: readonly { name: string; source: PolicySource }[], core: PolicySource): KindRegistry {
+export function kindRegistry(
+  named: readonly { name: string; source: PolicySource }[],
+  core: PolicySource,
+): KindRegistry {
   const byKind = new Map<ResourceKind, KnownKind & { owner: string }>();
   for (const { name, source } of named) {
     for (const definition of source.kinds) {
       const other = byKind.get(definition.kind);
       if (other !== undefined) {
-        throw new ManxError("config", `policy: found kind ${definition.kind} in both ${other.owner} and ${name}, wanted one reader for each kind`);
+        throw new ManxError(
+          "config",
+          `policy: found kind ${definition.kind} in both ${other.owner} and ${name}, wanted one reader for each kind`,
+        );
       }
       byKind.set(definition.kind, { definition, source, owner: name });
     }
@@ -60,7 +66,9 @@ export function kindRegistry(named: readonly { name: string; source: PolicySourc
     byName: (text) => byName.get(text.toLowerCase()) ?? [],
     wanted(apiVersion, name) {
       const sameName = known.filter((entry) => entry.definition.name === name);
-      if (sameName.length > 0) return `apiVersion ${sameName.flatMap((entry) => entry.definition.apiVersions).join(" or ")}`;
+      if (sameName.length > 0) {
+        return `apiVersion ${sameName.flatMap((entry) => entry.definition.apiVersions).join(" or ")}`;
+      }
       const sameGroup = known.filter((entry) => entry.definition.apiVersions.includes(apiVersion));
       const choices = sameGroup.length > 0 ? sameGroup : known;
       return `kind ${[...new Set(choices.map((entry) => entry.definition.name))].sort().join(", ")}`;

@@ -1,6 +1,13 @@
 /** The node's own links and their addresses, as the calculation wants them, followed for as long as the daemon runs. */
 import { isErrno } from "../kernel/errors.ts";
-import { RTM_DELLINK, RTM_NEWLINK, getLinks, LinkFlag, parseLink, RTNLGRP_LINK } from "../kernel/netlink/schema/rt_link.ts";
+import {
+  getLinks,
+  LinkFlag,
+  parseLink,
+  RTM_DELLINK,
+  RTM_NEWLINK,
+  RTNLGRP_LINK,
+} from "../kernel/netlink/schema/rt_link.ts";
 import {
   AddressFlag,
   getAddresses,
@@ -53,7 +60,9 @@ export function createLinks(kernel: KernelDoor, log: Log, clock: Clock): Links {
     for (const message of socket.dump("list links", getLinks())) noteLink(message);
     for (const message of socket.dump("list addresses", getAddresses())) noteAddress(message);
     const names = new Set([...links.values()].map((link) => link.name));
-    const gone = [...before.values()].filter((link) => !names.has(link.name)).map((link) => changeOf(link.name, undefined));
+    const gone = [...before.values()].filter((link) => !names.has(link.name)).map((link) =>
+      changeOf(link.name, undefined)
+    );
     return [...gone, ...[...links.values()].map((link) => changeOf(link.name, link.addresses))];
   }
 
@@ -96,11 +105,16 @@ export function createLinks(kernel: KernelDoor, log: Log, clock: Clock): Links {
     nodeAddresses() {
       using socket = kernel.netlink(NETLINK_ROUTE);
       const candidates = socket.dump("list addresses", getAddresses()).map((message) => parseAddressMessage(message))
-        .filter(({ index, scope, flags }) => scope === SCOPE_UNIVERSE && links.has(index) && (flags & (AddressFlag.Tentative | AddressFlag.Deprecated)) === 0);
+        .filter(({ index, scope, flags }) =>
+          scope === SCOPE_UNIVERSE && links.has(index) &&
+          (flags & (AddressFlag.Tentative | AddressFlag.Deprecated)) === 0
+        );
       const families: readonly Family[] = [4, 6];
       return families.flatMap((family) => {
         const preferred = defaultRouteIndex(socket, family);
-        const own = candidates.filter((candidate) => addressFamily(candidate.address) === family).sort((a, b) => a.index - b.index);
+        const own = candidates.filter((candidate) => addressFamily(candidate.address) === family).sort((a, b) =>
+          a.index - b.index
+        );
         return (own.find((candidate) => candidate.index === preferred) ?? own[0])?.address ?? [];
       });
     },
@@ -108,7 +122,9 @@ export function createLinks(kernel: KernelDoor, log: Log, clock: Clock): Links {
     async follow(report, signal) {
       while (!signal.aborted) {
         try {
-          using socket = kernel.netlink(NETLINK_ROUTE, { groups: [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR] });
+          using socket = kernel.netlink(NETLINK_ROUTE, {
+            groups: [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR],
+          });
           report(read(socket));
           for await (const messages of socket.events(signal)) {
             const changes = messages.flatMap(note);

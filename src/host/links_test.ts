@@ -14,18 +14,27 @@ const DEADLINE_MS = 5_000;
 function newNode() {
   const namespace = createNamespace("links test");
   const door = createKernelDoor();
-  const kernel: KernelDoor = { ...door, netlink: (protocol, options) => door.netlink(protocol, { ...options, namespace }) };
+  const kernel: KernelDoor = {
+    ...door,
+    netlink: (protocol, options) => door.netlink(protocol, { ...options, namespace }),
+  };
   const ip = (...args: string[]) => {
     const run = Bun.spawnSync(["nsenter", `--net=${namespacePath(namespace)}`, "ip", ...args]);
     if (run.exitCode !== 0) throw new Error(run.stderr.toString());
   };
-  return { ip, links: createLinks(kernel, silentLog, systemClock), [Symbol.dispose]: () => namespace[Symbol.dispose]() };
+  return {
+    ip,
+    links: createLinks(kernel, silentLog, systemClock),
+    [Symbol.dispose]: () => namespace[Symbol.dispose](),
+  };
 }
 
 const text = (changes: readonly WorldChange[]): string =>
   changes.map(({ origin, objects }) => {
     const [link] = objects;
-    return link?.kind === "interface" ? `${origin} ${link.addresses.filter((one) => one.length === 4).map(formatAddress).join(" ")}`.trim() : `-${origin}`;
+    return link?.kind === "interface"
+      ? `${origin} ${link.addresses.filter((one) => one.length === 4).map(formatAddress).join(" ")}`.trim()
+      : `-${origin}`;
   }).sort().join(", ");
 
 test("a namespace that never had a route has no addresses, and is no error", () => {
@@ -45,7 +54,9 @@ test("links are listed with their addresses; loopback and pod links are not", ()
 test("the node's address is that of the link with the default route", () => {
   using node = newNode();
   node.ip("link", "add", "first", "type", "veth", "peer", "name", "second");
-  for (const [link, address] of [["first", "192.0.2.1/24"], ["second", "198.51.100.1/24"], ["second", "2001:db8::1/64"]]) {
+  for (
+    const [link, address] of [["first", "192.0.2.1/24"], ["second", "198.51.100.1/24"], ["second", "2001:db8::1/64"]]
+  ) {
     node.ip("address", "add", address!, "dev", link!, ...address!.includes(":") ? ["nodad"] : []);
     node.ip("link", "set", link!, "up");
   }
@@ -67,7 +78,10 @@ test("links and addresses are followed as they come, are renamed and go", async 
     }
   }, stop.signal);
   const becomes = async (expected: string) => {
-    for (const deadline = performance.now() + DEADLINE_MS; text([...world.values()]) !== expected && performance.now() < deadline;) {
+    for (
+      const deadline = performance.now() + DEADLINE_MS;
+      text([...world.values()]) !== expected && performance.now() < deadline;
+    ) {
       await new Promise((resolve) => setTimeout(resolve, 2));
     }
     expect(text([...world.values()])).toBe(expected);

@@ -5,7 +5,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import type { Host, PluginKind } from "../sdk/plugin.ts";
 import type { Slot } from "./config.ts";
-import { importPlugin, openPlugin, parsePluginConfig } from "./loader.ts";
+import { importPlugin, openPlugin, parsePluginConfig, refuseForeignConfig } from "./loader.ts";
 
 // Root's home: /tmp is writable by everybody, which the loader must refuse.
 const directory = mkdtempSync(join(homedir(), ".manx-loader-"));
@@ -20,8 +20,14 @@ function file(content: string, name = `p${count++}.ts`): string {
   writeFileSync(path, content, { mode: 0o644 });
   return path;
 }
-const slotOf = (use: string, more: Partial<Slot> = {}): Slot => ({ use, config: undefined, path: "policy[0]", ...more });
-const load = (use: string, kind: PluginKind = "policy", more: Partial<Slot> = {}) => importPlugin(slotOf(use, more), kind, join(directory, "scratch"));
+const slotOf = (use: string, more: Partial<Slot> = {}): Slot => ({
+  use,
+  config: undefined,
+  path: "policy[0]",
+  ...more,
+});
+const load = (use: string, kind: PluginKind = "policy", more: Partial<Slot> = {}) =>
+  importPlugin(slotOf(use, more), kind, join(directory, "scratch"));
 const variant = (from: string, to: string) => file(GOOD.replace(from, to));
 
 test("a good file is loaded, configured and opened", async () => {
@@ -38,9 +44,17 @@ test("a built-in one is found by its name", async () => {
 });
 
 const refusals: readonly [string, () => Promise<unknown>, string][] = [
-  ["an unknown name", () => load("antrea"), 'policy[0].use: found "antrea", wanted one of kubernetes, calico, or the absolute path of a plugin file'],
+  [
+    "an unknown name",
+    () => load("antrea"),
+    'policy[0].use: found "antrea", wanted one of kubernetes, calico, or the absolute path of a plugin file',
+  ],
   ["a name of Object.prototype", () => load("constructor"), 'policy[0].use: found "constructor", wanted one of'],
-  ["a missing file", () => load(join(directory, "none.ts")), "none.ts: found no such file, wanted a file owned by root"],
+  [
+    "a missing file",
+    () => load(join(directory, "none.ts")),
+    "none.ts: found no such file, wanted a file owned by root",
+  ],
   ["a directory", () => {
     mkdirSync(join(directory, "d.ts"));
     return load(join(directory, "d.ts"));
@@ -67,16 +81,28 @@ const refusals: readonly [string, () => Promise<unknown>, string][] = [
     symlinkSync(target, join(directory, "open", "link.ts"));
     return load(join(directory, "open", "link.ts"));
   }, "open with mode 0777"],
-  ["another hash", () => load(file(GOOD), "policy", { sha256: "0".repeat(64) }), `wanted ${"0".repeat(64)} as policy[0].sha256 says`],
+  [
+    "another hash",
+    () => load(file(GOOD), "policy", { sha256: "0".repeat(64) }),
+    `wanted ${"0".repeat(64)} as policy[0].sha256 says`,
+  ],
   ["broken code", () => load(file("export default {")), "cannot be imported: "],
   ["code that throws", () => load(file("throw new Error('no luck')")), "cannot be imported: no luck"],
-  ["an import of its own", () => load(file("import './other.ts'; export default {}")), "(a plugin is one file: bundle what it imports)"],
+  [
+    "an import of its own",
+    () => load(file("import './other.ts'; export default {}")),
+    "(a plugin is one file: bundle what it imports)",
+  ],
   ["no default export", () => load(file("export const a = 1")), "found no default export, wanted export default {"],
   ["text as default export", () => load(file("export default 'x'")), 'found "x" as default export, wanted an object'],
   ["a bad API version", () => load(variant('"1.0"', '"one"')), 'found api "one", wanted "major.minor"'],
   ["another major API version", () => load(variant('"1.0"', '"2.0"')), "found api 2.0, wanted 1.0 to 1.0"],
   ["a newer minor API version", () => load(variant('"1.0"', '"1.1"')), "found api 1.1, wanted 1.0 to 1.0"],
-  ["an unknown kind", () => load(variant('"policy"', '"firewall"')), 'found kind "firewall", wanted one of datastore, ipam'],
+  [
+    "an unknown kind",
+    () => load(variant('"policy"', '"firewall"')),
+    'found kind "firewall", wanted one of datastore, ipam',
+  ],
   ["the wrong kind", () => load(file(GOOD + "//"), "ipam"), "found kind policy, wanted ipam for policy[0]"],
   ["a bad name", () => load(variant('"mine"', '"Mine!"')), 'found name "Mine!", wanted lower-case letters'],
   ["no parseConfig", () => load(variant("parseConfig:", "parse:")), "found parseConfig nothing, wanted a function"],
@@ -88,9 +114,14 @@ for (const [subject, run, message] of refusals) {
 }
 
 test("a refused configuration names file and key", async () => {
-  const path = variant("(raw: unknown) => ({ raw })", "() => { throw Object.assign(new Error('x[0]: found 1, wanted 2'), { path: 'x[0]' }) }");
+  const path = variant(
+    "(raw: unknown) => ({ raw })",
+    "() => { throw Object.assign(new Error('x[0]: found 1, wanted 2'), { path: 'x[0]' }) }",
+  );
   const imported = await load(path);
-  expect(() => parsePluginConfig(imported, "m.yaml")).toThrow("config m.yaml: policy[0].config.x[0]: found 1, wanted 2");
+  expect(() => parsePluginConfig(imported, "m.yaml")).toThrow(
+    "config m.yaml: policy[0].config.x[0]: found 1, wanted 2",
+  );
 });
 
 test("an instance without its methods is refused", async () => {
@@ -103,8 +134,21 @@ test("an instance without its methods is refused", async () => {
 });
 
 test("a failing open names the plugin and keeps the code", async () => {
-  const path = variant("async (config: unknown) =>", "async (config: unknown) => { throw Object.assign(new Error('away'), { code: 'unavailable' }) },  never: () =>");
+  const path = variant(
+    "async (config: unknown) =>",
+    "async (config: unknown) => { throw Object.assign(new Error('away'), { code: 'unavailable' }) },  never: () =>",
+  );
   const loaded = parsePluginConfig(await load(path), "m.yaml");
   const error = await openPlugin(loaded, {} as Host, new AbortController().signal).catch((error: Error) => error);
   expect(error).toMatchObject({ code: "unavailable", message: `policy[0]: plugin ${path} cannot be opened: away` });
+});
+
+test("a configuration that others may write must not name code", () => {
+  const path = join(directory, "manx.yaml");
+  writeFileSync(path, "", { mode: 0o600 });
+  refuseForeignConfig(path);
+  chmodSync(path, 0o666);
+  expect(() => refuseForeignConfig(path)).toThrow(
+    `config ${path}: names a plugin file, and found the file with mode 0666, wanted nobody but root to have write permission`,
+  );
 });

@@ -25,7 +25,9 @@ export function createLog(options: LogOptions): Log {
         write(JSON.stringify({ time: new Date().toISOString(), level, message, ...plain(fields) }) + "\n");
         return;
       }
-      const tail = Object.entries(plain(fields)).map(([key, value]) => ` ${key}=${typeof value === "string" && /^\S+$/.test(value) ? value : JSON.stringify(value)}`);
+      const tail = Object.entries(plain(fields)).map(([key, value]) =>
+        ` ${key}=${typeof value === "string" && /^\S+$/.test(value) ? value : JSON.stringify(value)}`
+      );
       const prefix = options.priorities ? `<${SEVERITY[level]}>` : "";
       write(`${prefix}${level === "info" ? "" : `${level}: `}${message.replaceAll("\n", " | ")}${tail.join("")}\n`);
     };

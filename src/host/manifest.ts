@@ -2,9 +2,8 @@
 import { isMap, isNode, isScalar, LineCounter, parseAllDocuments } from "yaml";
 import type { Document } from "yaml";
 import { keyText, type Resource, type ResourceKey } from "../model/resource.ts";
-import { RefusedError } from "../sdk/errors.ts";
+import { explainError, RefusedError } from "../sdk/errors.ts";
 import type { KindDefinition } from "../sdk/policy_source.ts";
-import { describe } from "./config.ts";
 import type { KindRegistry } from "./kinds.ts";
 import { Findings } from "./shape.ts";
 
@@ -29,15 +28,33 @@ const LABEL_NAME = /^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\/)?[A-Za-z0-9]([-A-Za
 const LABEL_VALUE = /^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$/;
 /** k8s.io/apimachinery ObjectMeta. */
 const METADATA_FIELDS = [
-  "name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp",
-  "deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers", "managedFields",
+  "name",
+  "generateName",
+  "namespace",
+  "selfLink",
+  "uid",
+  "resourceVersion",
+  "generation",
+  "creationTimestamp",
+  "deletionTimestamp",
+  "deletionGracePeriodSeconds",
+  "labels",
+  "annotations",
+  "ownerReferences",
+  "finalizers",
+  "managedFields",
 ];
 
 /**
  * `validate`: hold each resource against its API; deleting needs no more than names.
  * @throws {RefusedError} one reason a line: file, document, line, field path, what was found and what is wanted
  */
-export function parseManifest(text: string, file: string, registry: KindRegistry, validate: boolean): readonly ManifestEntry[] {
+export function parseManifest(
+  text: string,
+  file: string,
+  registry: KindRegistry,
+  validate: boolean,
+): readonly ManifestEntry[] {
   const lines = new LineCounter();
   const parsed = parseAllDocuments(text, { lineCounter: lines, prettyErrors: false, merge: true });
   const documents: readonly Document[] = Array.isArray(parsed) ? parsed : [];
@@ -46,7 +63,9 @@ export function parseManifest(text: string, file: string, registry: KindRegistry
   const places = new Map<string, string>();
   for (const [index, document] of documents.entries()) {
     const place = (node: unknown) => {
-      const offset = isNode(node) && node.range ? node.range[0] : document.contents?.range?.[0] ?? document.range?.[0] ?? 0;
+      const offset = isNode(node) && node.range
+        ? node.range[0]
+        : document.contents?.range?.[0] ?? document.range?.[0] ?? 0;
       return `${file}: document ${index + 1}, line ${lines.linePos(offset).line}`;
     };
     if (document.errors.length > 0) {
@@ -59,7 +78,11 @@ export function parseManifest(text: string, file: string, registry: KindRegistry
     try {
       value = document.toJS({ maxAliasCount: ALIASES_MAX });
     } catch (error) {
-      reasons.push(`${place(undefined)}: found aliases that cannot be expanded (${(error as Error).message}), wanted at most ${ALIASES_MAX}`);
+      reasons.push(
+        `${place(undefined)}: found aliases that cannot be expanded (${
+          (error as Error).message
+        }), wanted at most ${ALIASES_MAX}`,
+      );
       continue;
     }
     if (value === null || value === undefined) continue;
@@ -74,7 +97,11 @@ export function parseManifest(text: string, file: string, registry: KindRegistry
       const id = keyText(read.entry.key);
       const earlier = places.get(id);
       if (earlier !== undefined) {
-        reasons.push(`${where("metadata.name")}: ${prefix}metadata.name: found ${id} a second time (first at ${earlier}), wanted each once`);
+        reasons.push(
+          `${
+            where("metadata.name")
+          }: ${prefix}metadata.name: found ${id} a second time (first at ${earlier}), wanted each once`,
+        );
         continue;
       }
       places.set(id, where("metadata.name").slice(file.length + 2));
@@ -109,13 +136,18 @@ function readResource(
     findings.note(path, found, wanted);
     return { findings: findings.all };
   };
-  if (raw === null || typeof raw !== "object" || Array.isArray(raw)) return fail("", raw, "a resource: a mapping with apiVersion, kind and metadata");
+  if (raw === null || typeof raw !== "object" || Array.isArray(raw)) {
+    return fail("", raw, "a resource: a mapping with apiVersion, kind and metadata");
+  }
   const { apiVersion, kind, metadata: rawMetadata } = raw as Record<string, unknown>;
   if (typeof apiVersion !== "string") return fail("apiVersion", apiVersion, "text such as networking.k8s.io/v1");
   if (typeof kind !== "string") return fail("kind", kind, "text such as NetworkPolicy");
   const known = registry.byManifest(apiVersion, kind);
   if (known === undefined) {
-    findings.all.push({ path: "kind", message: `found ${kind} of ${apiVersion}, wanted ${registry.wanted(apiVersion, kind)}` });
+    findings.all.push({
+      path: "kind",
+      message: `found ${kind} of ${apiVersion}, wanted ${registry.wanted(apiVersion, kind)}`,
+    });
     return { findings: findings.all };
   }
   const { definition, source } = known;
@@ -128,19 +160,29 @@ function readResource(
   const namespace = metadata.namespace === null ? undefined : metadata.namespace;
   if (!definition.namespaced && namespace !== undefined && namespace !== "") {
     findings.note("metadata.namespace", namespace, `none: ${definition.name} belongs to no namespace`);
-  } else if (definition.namespaced && namespace !== undefined && (typeof namespace !== "string" || !NAMESPACE.test(namespace))) {
+  } else if (
+    definition.namespaced && namespace !== undefined && (typeof namespace !== "string" || !NAMESPACE.test(namespace))
+  ) {
     findings.note("metadata.namespace", namespace, "a name of lower-case letters, digits and -, at most 63");
   }
   if (validate) {
     for (const [label, value] of findings.labels(metadata.labels, "metadata.labels")) {
-      if (!LABEL_NAME.test(label)) findings.note(`metadata.labels.${label}`, label, "a label name, [prefix/]name, name at most 63");
-      if (!LABEL_VALUE.test(value)) findings.note(`metadata.labels.${label}`, value, "a label value: letters, digits, -, _ and ., at most 63");
+      if (!LABEL_NAME.test(label)) {
+        findings.note(`metadata.labels.${label}`, label, "a label name, [prefix/]name, name at most 63");
+      }
+      if (!LABEL_VALUE.test(value)) {
+        findings.note(`metadata.labels.${label}`, value, "a label value: letters, digits, -, _ and ., at most 63");
+      }
     }
     findings.labels(metadata.annotations, "metadata.annotations");
   }
   if (findings.all.length > 0) return { findings: findings.all };
   const { namespace: _, ...ownMetadata } = metadata;
-  const key: ResourceKey = { kind: definition.kind, namespace: definition.namespaced ? (namespace as string) || "default" : "", name: name as string };
+  const key: ResourceKey = {
+    kind: definition.kind,
+    namespace: definition.namespaced ? (namespace as string) || "default" : "",
+    name: name as string,
+  };
   const resource = {
     ...(raw as Record<string, unknown>),
     apiVersion: definition.apiVersions[0]!,
@@ -148,7 +190,11 @@ function readResource(
     metadata: { ...ownMetadata, ...(definition.namespaced ? { namespace: key.namespace } : {}) },
   } as Resource;
   if (validate) {
-    for (const problem of source.validate(resource)) findings.all.push({ path: problem.path, message: problem.message });
+    try {
+      for (const { path, message } of source.validate(resource)) findings.all.push({ path, message });
+    } catch (error) {
+      findings.all.push({ path: "", message: `its reader failed: ${explainError(error)}` });
+    }
   }
   return { entry: { key, resource, definition }, findings: findings.all };
 }
@@ -164,7 +210,9 @@ function nodeAt(document: Document, path: readonly (string | number)[]): unknown
   for (let depth = 1; depth <= path.length; depth++) {
     const holder = depth === 1 ? document.contents : document.getIn(path.slice(0, depth - 1), true);
     if (isMap(holder)) {
-      const pair = holder.items.find((item) => isScalar(item.key) && String(item.key.value) === String(path[depth - 1]));
+      const pair = holder.items.find((item) =>
+        isScalar(item.key) && String(item.key.value) === String(path[depth - 1])
+      );
       if (pair === undefined) return found;
       found = pair.key;
     } else {

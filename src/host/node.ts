@@ -53,6 +53,11 @@ function updated(before: Resource, wanted: readonly NodeAddress[]): Resource | u
   const listed = Array.isArray(status?.addresses) ? status.addresses as Partial<NodeAddress>[] : [];
   const internal = listed.filter((entry) => entry?.type === "InternalIP").map((entry) => entry.address);
   const isOurs = before.metadata.annotations?.[REGISTERED_ANNOTATION] === "true";
-  if (internal.length > 0 && (!isOurs || internal.join() === wanted.map((entry) => entry.address).join())) return undefined;
-  return { ...before, status: { ...status, addresses: [...wanted, ...listed.filter((entry) => entry?.type !== "InternalIP")] } };
+  if (internal.length > 0 && (!isOurs || internal.join() === wanted.map((entry) => entry.address).join())) {
+    return undefined;
+  }
+  return {
+    ...before,
+    status: { ...status, addresses: [...wanted, ...listed.filter((entry) => entry?.type !== "InternalIP")] },
+  };
 }

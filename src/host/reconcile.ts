@@ -138,7 +138,7 @@ export class Reconciler {
   /** Changes from the datastore. Resolves when there is room for more. */
   put(batch: ChangeBatch): Promise<void> | undefined {
     const room = this.#inbox.put(batch);
-    if (this.#inbox.synced) for (const resolve of this.#onSynced.splice(0)) resolve();
+    if (this.#inbox.synced) { for (const resolve of this.#onSynced.splice(0)) resolve(); }
     return room;
   }
 
@@ -317,7 +317,9 @@ export class Reconciler {
 
   #scheduleRetry(): void {
     clearTimeout(this.#retryTimer);
-    const dueMs = Math.min(...this.#targets.filter((target) => target.failuresInARow > 0).map((target) => target.retryAtMs));
+    const dueMs = Math.min(
+      ...this.#targets.filter((target) => target.failuresInARow > 0).map((target) => target.retryAtMs),
+    );
     if (!Number.isFinite(dueMs)) return;
     // One millisecond more, or a timer that is early by a fraction finds nothing due.
     this.#retryTimer = setTimeout(() => this.#wake(), Math.max(0, dueMs - this.#parts.clock.nowMs()) + 1);
@@ -348,7 +350,9 @@ export class Reconciler {
 
   #inForce(wanted: readonly Wanted[]): boolean {
     if (!this.#started) return false;
-    if (wanted.length === 0) return this.#unproven.size === 0 && this.#policyTargets.every((target) => target.converged);
+    if (wanted.length === 0) {
+      return this.#unproven.size === 0 && this.#policyTargets.every((target) => target.converged);
+    }
     return wanted.every((one) => this.#isInForce(one));
   }
 
@@ -369,10 +373,14 @@ export class Reconciler {
     const missing = wanted.filter((one) => !this.#isInForce(one)).map((one) => keyText(one.key));
     const found = !this.synced
       ? "the datastore is not in sync"
-      : this.#policyTargets.flatMap((target) => target.problems.map((problem) => `${target.name}: ${problem}`)).join("; ") ||
+      : this.#policyTargets.flatMap((target) => target.problems.map((problem) => `${target.name}: ${problem}`)).join(
+        "; ",
+      ) ||
         "the change has not arrived from the datastore";
     const names = missing.slice(0, 3).join(", ") + (missing.length > 3 ? ` and ${missing.length - 3} more` : "");
-    return new DeadlineError(`waiting for ${names || "the node"} to be in force: after ${deadlineMs} ms found that ${found}`);
+    return new DeadlineError(
+      `waiting for ${names || "the node"} to be in force: after ${deadlineMs} ms found that ${found}`,
+    );
   }
 }
 

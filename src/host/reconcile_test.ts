@@ -15,7 +15,11 @@ const DEADLINE_MS = 5_000;
 
 /** A dataplane that writes down what it is asked and answers as it is told. */
 class Recorder implements Dataplane {
-  readonly capabilities = { aspects: new Set(["policy"] as const), families: new Set([4, 6] as const), atomicity: "all" as const };
+  readonly capabilities = {
+    aspects: new Set(["policy"] as const),
+    families: new Set([4, 6] as const),
+    atomicity: "all" as const,
+  };
   readonly calls: string[] = [];
   /** Answers of the next calls; then all is well. */
   answers: (Partial<Report> | Error)[] = [];
@@ -25,7 +29,11 @@ class Recorder implements Dataplane {
   generation = 0;
 
   async apply(desired: DesiredState): Promise<Report> {
-    this.calls.push(`apply ${desired.generation}: ${[...desired.workloads.values()].map((one) => one.interfaceName).sort().join(" ")}`);
+    this.calls.push(
+      `apply ${desired.generation}: ${
+        [...desired.workloads.values()].map((one) => one.interfaceName).sort().join(" ")
+      }`,
+    );
     this.generation = desired.generation;
     return await this.#answer();
   }
@@ -34,8 +42,13 @@ class Recorder implements Dataplane {
     return await this.#answer();
   }
   async *drift(signal: AbortSignal): AsyncIterable<string> {
-    yield await Promise.race([this.drifted.promise, new Promise<string>((resolve) => signal.addEventListener("abort", () => resolve("stop")))]);
-    await new Promise<void>((resolve) => signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve()));
+    yield await Promise.race([
+      this.drifted.promise,
+      new Promise<string>((resolve) => signal.addEventListener("abort", () => resolve("stop"))),
+    ]);
+    await new Promise<void>((resolve) =>
+      signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve())
+    );
   }
   async sweep(): Promise<Report> {
     return await this.#answer();
@@ -53,7 +66,10 @@ class Recorder implements Dataplane {
 const quietRouting: Routing = {
   apply: async (desired) => ({ generation: desired.generation, converged: true, messages: 0, problems: [] }),
   async *drift(signal) {
-    await new Promise<void>((resolve) => signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve()));
+    yield* [];
+    await new Promise<void>((resolve) =>
+      signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve())
+    );
   },
   sweep: async () => ({ generation: 0, converged: true, messages: 0, problems: [] }),
   async [Symbol.asyncDispose]() {},
@@ -82,7 +98,11 @@ function start() {
   return { recorder, reconciler };
 }
 
-const keyOf = (name: string): ResourceKey => ({ kind: "WorkloadEndpoint.projectcalico.org", namespace: "default", name });
+const keyOf = (name: string): ResourceKey => ({
+  kind: "WorkloadEndpoint.projectcalico.org",
+  namespace: "default",
+  name,
+});
 const revision = (n: number) => String(n) as Revision;
 const endpoint = (name: string, at: number, address = "10.0.0.1"): Change => ({
   key: keyOf(name),
@@ -149,7 +169,10 @@ test("a wait ends only with a converged report, and errors are tried again", asy
   while (recorder.calls.length < 1) await Promise.resolve();
   for (let i = 0; i < 20; i++) await Promise.resolve();
   expect(isInForce).toBe(false);
-  expect(reconciler.status()).toMatchObject({ applied: 0, dataplane: { converged: false, problems: ["netlink: EBUSY"] } });
+  expect(reconciler.status()).toMatchObject({
+    applied: 0,
+    dataplane: { converged: false, problems: ["netlink: EBUSY"] },
+  });
   await wait;
   expect(recorder.calls.map((call) => call.split(" ")[0])).toEqual(["apply", "apply", "apply", "resync"]);
   expect(reconciler.status()).toMatchObject({ dataplane: { converged: true, problems: [] } });
@@ -171,7 +194,9 @@ test("drift makes the dataplane look at the kernel", async () => {
   await reconciler.programmed([wanted("a", 1)], DEADLINE_MS);
   recorder.drifted.resolve("table gone");
   const deadline = performance.now() + DEADLINE_MS;
-  while (!recorder.calls.includes("resync") && performance.now() < deadline) await new Promise((resolve) => setImmediate(resolve));
+  while (!recorder.calls.includes("resync") && performance.now() < deadline) {
+    await new Promise((resolve) => setImmediate(resolve));
+  }
   expect(recorder.calls.slice(1)).toEqual(["resync"]);
   expect(reconciler.counters.resyncs).toBe(1);
 });
@@ -181,7 +206,8 @@ test("a deadline says what is missing and why", async () => {
   const early = await reconciler.programmed([wanted("a", 1)], 1).catch((error: Error) => error);
   expect(early).toMatchObject({
     code: "deadline",
-    message: "waiting for WorkloadEndpoint.projectcalico.org/default/a to be in force: after 1 ms found that the datastore is not in sync",
+    message:
+      "waiting for WorkloadEndpoint.projectcalico.org/default/a to be in force: after 1 ms found that the datastore is not in sync",
   });
   recorder.answers = Array.from({ length: 100 }, () => new Error("EPERM"));
   reconciler.put({ changes: [endpoint("a", 1)], synced: true });
@@ -189,7 +215,9 @@ test("a deadline says what is missing and why", async () => {
   expect((late as Error).message).toEndWith("found that dataplane recorder: EPERM");
   recorder.answers = [];
   const unknown = await reconciler.programmed([wanted("a", 1), wanted("b", 7)], 500).catch((error: Error) => error);
-  expect((unknown as Error).message).toContain("/default/b to be in force: after 500 ms found that the change has not arrived");
+  expect((unknown as Error).message).toContain(
+    "/default/b to be in force: after 500 ms found that the change has not arrived",
+  );
 });
 
 test("an older revision in force does not satisfy a wait for a newer one", async () => {

@@ -46,7 +46,12 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     return Math.round(clock.nowMs() - startedMs);
   }
 
-  async function carryOut(plan: () => Promise<readonly Step[]>, dryRun: boolean, waitMs: number, signal?: AbortSignal): Promise<ApplyReply> {
+  async function carryOut(
+    plan: () => Promise<readonly Step[]>,
+    dryRun: boolean,
+    waitMs: number,
+    signal?: AbortSignal,
+  ): Promise<ApplyReply> {
     const results = await inTurn(() => commit(plan, dryRun, signal));
     if (waitMs <= 0 || dryRun) return { results };
     const startedMs = clock.nowMs();
@@ -60,7 +65,11 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     return { results, inForce, waitedMs: Math.round(clock.nowMs() - startedMs) };
   }
 
-  async function commit(plan: () => Promise<readonly Step[]>, dryRun: boolean, signal?: AbortSignal): Promise<readonly ResourceOutcome[]> {
+  async function commit(
+    plan: () => Promise<readonly Step[]>,
+    dryRun: boolean,
+    signal?: AbortSignal,
+  ): Promise<readonly ResourceOutcome[]> {
     for (let attempt = 0;; attempt++) {
       const steps = await plan();
       const writes = steps.flatMap((step) => step.write ?? []);
@@ -103,16 +112,26 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
   }
 
   /** Pools must not overlap, and keep their prefix and block size for as long as they are. */
-  async function checkPools(entries: readonly ManifestEntry[], steps: readonly Step[], signal?: AbortSignal): Promise<void> {
+  async function checkPools(
+    entries: readonly ManifestEntry[],
+    steps: readonly Step[],
+    signal?: AbortSignal,
+  ): Promise<void> {
     const pools = entries.filter((entry) => entry.key.kind === IP_POOL);
     if (pools.length === 0) return;
     const reasons: string[] = [];
     for (const entry of pools) {
       const before = steps.find((step) => step.key === entry.key)?.before?.value;
       for (const field of before === undefined ? [] : ["cidr", "blockSize"]) {
-        const [was, is] = [before!, entry.resource].map((resource) => (resource.spec as Record<string, unknown> | undefined)?.[field]);
+        const [was, is] = [before!, entry.resource].map((resource) =>
+          (resource.spec as Record<string, unknown> | undefined)?.[field]
+        );
         if (was !== is) {
-          reasons.push(`${entry.where(`spec.${field}`)}: spec.${field}: found ${JSON.stringify(is)}, wanted ${JSON.stringify(was)} as it is: addresses are leased by it; make another pool`);
+          reasons.push(
+            `${entry.where(`spec.${field}`)}: spec.${field}: found ${JSON.stringify(is)}, wanted ${
+              JSON.stringify(was)
+            } as it is: addresses are leased by it; make another pool`,
+          );
         }
       }
     }
@@ -124,9 +143,15 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     ];
     for (const [index, entry] of pools.entries()) {
       const cidr = poolCidr(entry.resource);
-      const other = others.find((one) => one.index < index && cidr !== undefined && one.cidr !== undefined && cidrsOverlap(cidr, one.cidr));
+      const other = others.find((one) =>
+        one.index < index && cidr !== undefined && one.cidr !== undefined && cidrsOverlap(cidr, one.cidr)
+      );
       if (other !== undefined) {
-        reasons.push(`${entry.where("spec.cidr")}: spec.cidr: found ${formatCidr(cidr!)}, which overlaps pool ${other.name} (${formatCidr(other.cidr!)}), wanted a prefix of its own`);
+        reasons.push(
+          `${entry.where("spec.cidr")}: spec.cidr: found ${formatCidr(cidr!)}, which overlaps pool ${other.name} (${
+            formatCidr(other.cidr!)
+          }), wanted a prefix of its own`,
+        );
       }
     }
     if (reasons.length > 0) throw refusal(reasons);
@@ -143,7 +168,11 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     const steps: Step[] = [];
     for (const key of keys) {
       const before = await datastore.get(key, signal);
-      steps.push(before === undefined ? { key, outcome: "absent", before } : { key, outcome: "deleted", before, write: { key, value: null, expect: before.revision } });
+      steps.push(
+        before === undefined
+          ? { key, outcome: "absent", before }
+          : { key, outcome: "deleted", before, write: { key, value: null, expect: before.revision } },
+      );
     }
     return steps;
   }
@@ -152,12 +181,19 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     const found = registry.byName(text);
     if (found.length === 0) {
       const known = registry.definitions.map((definition) => definition.plural);
-      throw new NotFoundError(`found no kind ${JSON.stringify(text)}, wanted one of ${[...new Set(known)].sort().join(", ")}`);
+      throw new NotFoundError(
+        `found no kind ${JSON.stringify(text)}, wanted one of ${[...new Set(known)].sort().join(", ")}`,
+      );
     }
     return found;
   }
 
-  async function getAll(kindName: string, namespace: string, name: string, signal?: AbortSignal): Promise<{ known: KnownKind; found: Versioned }[]> {
+  async function getAll(
+    kindName: string,
+    namespace: string,
+    name: string,
+    signal?: AbortSignal,
+  ): Promise<{ known: KnownKind; found: Versioned }[]> {
     const all: { known: KnownKind; found: Versioned }[] = [];
     const known = kindsNamed(kindName);
     for (const one of known) {
@@ -180,7 +216,9 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
       const groups = [];
       for (const { definition } of kindsNamed(kindName)) {
         const items = (await datastore.list(definition.kind, signal))
-          .filter(({ key }) => namespace === undefined || !definition.namespaced || key.namespace === namespace).map(shown);
+          .filter(({ key }) => namespace === undefined || !definition.namespaced || key.namespace === namespace).map(
+            shown,
+          );
         groups.push({ kind: definition, items });
       }
       return { groups };
@@ -193,7 +231,10 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
       const all = await getAll(kindName, namespace, name, signal);
       if (all.length > 1) {
         const choices = all.map(({ known }) => `${known.definition.plural}.${kindGroup(known.definition.kind)}`);
-        throw new ManxError("ambiguous", `found ${JSON.stringify(name)} of ${all.length} kinds, wanted one named: ${choices.join(" or ")}`);
+        throw new ManxError(
+          "ambiguous",
+          `found ${JSON.stringify(name)} of ${all.length} kinds, wanted one named: ${choices.join(" or ")}`,
+        );
       }
       return carryOut(() => deleteSteps([all[0]!.found.key], signal), false, waitMs, signal);
     },
@@ -234,5 +275,7 @@ function storedForm(resource: Resource, before: Resource | undefined, nowMs: num
   return JSON.parse(JSON.stringify({ ...resource, ...kept, metadata }));
 }
 
-const shown = ({ value, revision }: Versioned): Resource => ({ ...value, metadata: { ...value.metadata, resourceVersion: revision } });
-
+const shown = ({ value, revision }: Versioned): Resource => ({
+  ...value,
+  metadata: { ...value.metadata, resourceVersion: revision },
+});

@@ -1,5 +1,12 @@
 /** Reading untyped fields of a resource: each reader returns the value, or undefined after noting what was found and wanted. */
-import { type Address, AddressSyntaxError, type Cidr, parseAddress, parseCidr, parseCidrStrict } from "../model/address.ts";
+import {
+  type Address,
+  AddressSyntaxError,
+  type Cidr,
+  parseAddress,
+  parseCidr,
+  parseCidrStrict,
+} from "../model/address.ts";
 import { describe } from "./config.ts";
 
 export interface Finding {
@@ -27,7 +34,10 @@ export class Findings {
     }
     for (const key of keys === undefined ? [] : Object.keys(raw)) {
       if (!keys!.includes(key)) {
-        this.all.push({ path: path === "" ? key : `${path}.${key}`, message: `found an unknown field, wanted one of ${keys!.join(", ")}` });
+        this.all.push({
+          path: path === "" ? key : `${path}.${key}`,
+          message: `found an unknown field, wanted one of ${keys!.join(", ")}`,
+        });
       }
     }
     return raw as Fields;
@@ -47,7 +57,11 @@ export class Findings {
   }
 
   flag(raw: unknown, path: string): boolean | undefined {
-    return raw === undefined || raw === null ? undefined : typeof raw === "boolean" ? raw : this.note(path, raw, "true or false");
+    return raw === undefined || raw === null
+      ? undefined
+      : typeof raw === "boolean"
+      ? raw
+      : this.note(path, raw, "true or false");
   }
 
   integer(raw: unknown, path: string, least: number, most: number): number | undefined {

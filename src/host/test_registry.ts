@@ -9,7 +9,14 @@ export async function testRegistry(): Promise<KindRegistry> {
   const named = [];
   for (const name of ["kubernetes", "calico"]) {
     const plugin = (await BUILTIN.policy[name]!()).default;
-    named.push({ name, source: await plugin.open(plugin.parseConfig(undefined), {} as Host, new AbortController().signal) as PolicySource });
+    named.push({
+      name,
+      source: await plugin.open(
+        plugin.parseConfig(undefined),
+        {} as Host,
+        new AbortController().signal,
+      ) as PolicySource,
+    });
   }
   return kindRegistry(named, coreSource);
 }

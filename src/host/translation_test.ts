@@ -6,11 +6,17 @@ import { createTranslator } from "./translation.ts";
 
 const registry = await testRegistry();
 const key = { kind: "NetworkPolicy.networking.k8s.io", namespace: "default", name: "web" };
-const policy = (spec: unknown): Resource => ({ apiVersion: "networking.k8s.io/v1", kind: "NetworkPolicy", metadata: { name: "web", namespace: "default" }, spec });
+const policy = (spec: unknown): Resource => ({
+  apiVersion: "networking.k8s.io/v1",
+  kind: "NetworkPolicy",
+  metadata: { name: "web", namespace: "default" },
+  spec,
+});
 const GOOD = policy({ podSelector: { matchLabels: { app: "web" } }, ingress: [{ ports: [{ port: 80 }] }] });
 const BAD = policy({ podSelector: { matchLabels: { app: "web" } }, ingress: [{ ports: [{ port: "not a port!" }] }] });
 /** How many rules allow something; undefined where the direction is not covered. */
-const allowing = (objects: readonly unknown[] | undefined) => (objects?.[0] as NeutralPolicy | undefined)?.ingress?.filter((rule) => rule.action === "allow").length;
+const allowing = (objects: readonly unknown[] | undefined) =>
+  (objects?.[0] as NeutralPolicy | undefined)?.ingress?.filter((rule) => rule.action === "allow").length;
 
 test("a good version is translated and has no problem", () => {
   const translator = createTranslator(registry);
@@ -22,7 +28,11 @@ test("a bad version after a good one changes nothing and is a problem", () => {
   const translator = createTranslator(registry);
   translator.translate({ key, value: GOOD });
   expect(translator.translate({ key, value: BAD })).toBeUndefined();
-  expect(translator.problems()).toMatchObject([{ subject: key, path: "spec.ingress[0].ports[0].port", effect: "last-good" }]);
+  expect(translator.problems()).toMatchObject([{
+    subject: key,
+    path: "spec.ingress[0].ports[0].port",
+    effect: "last-good",
+  }]);
   translator.translate({ key, value: GOOD });
   expect(translator.problems()).toEqual([]);
 });
@@ -64,4 +74,28 @@ test("a deleted problem is gone", () => {
 
 test("a kind that nobody reads is left alone", () => {
   expect(createTranslator(registry).translate({ key: { ...key, kind: "Secret" } })).toBeUndefined();
+});
+
+test("a reader that throws closes the namespace, or everything for a kind without one", () => {
+  const failing = (namespaced: boolean) => {
+    const definition = { ...registry.byKind(key.kind)!.definition, namespaced };
+    const source = {
+      kinds: [definition],
+      validate: () => [],
+      translate: () => {
+        throw new Error("oh");
+      },
+    };
+    return createTranslator({ ...registry, byKind: () => ({ definition, source }) });
+  };
+  for (const namespaced of [true, false]) {
+    const translator = failing(namespaced);
+    const selects = namespaced ? { op: "eq", label: "projectcalico.org/namespace", value: "default" } : { op: "all" };
+    expect(translator.translate({ key, value: GOOD })?.objects).toMatchObject([{
+      selects,
+      ingress: [{ action: "deny" }],
+      egress: [{ action: "deny" }],
+    }]);
+    expect(translator.problems()).toMatchObject([{ message: "its reader failed: oh", effect: "fail-closed" }]);
+  }
 });

@@ -24,6 +24,7 @@ const { symbols: c } = dlopen("libc.so.6", {
   getuid: { args: [], returns: "u32" },
   ioctl: { args: ["i32", "u64", "ptr"], returns: "i32" },
   listen: { args: ["i32", "i32"], returns: "i32" },
+  madvise: { args: ["u64", "u64", "i32"], returns: "i32" },
   mount: { args: ["ptr", "ptr", "ptr", "u64", "ptr"], returns: "i32" },
   open: { args: ["ptr", "i32", "u32"], returns: "i32" },
   poll: { args: ["ptr", "u64", "i32"], returns: "i32" },
@@ -292,6 +293,11 @@ export function poll(interests: readonly PollInterest[], timeoutMs: number): num
   return ready;
 }
 
+/** MADV_*, include/uapi/asm-generic/mman-common.h. */
+export const MADV = { DONTNEED: 4 } as const;
+/** `address`, `lengthBytes`: of whole pages of this process, as /proc/self/maps has them. */
+export const madvise = (address: number, lengthBytes: number, advice: number): number =>
+  outcome(c.madvise(address, lengthBytes, advice));
 export const open = (path: string, flags: number, mode = 0): number => outcome(c.open(cString(path), flags, mode));
 export const readFd = (fd: number, into: Bytes): number => outcome(c.read(fd, into, into.length));
 export const writeFd = (fd: number, data: Bytes): number => outcome(c.write(fd, data, data.length));

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Address, addressFamily, type Family } from "../model/address.ts";
-import { explainError } from "../sdk/errors.ts";
+import { explainError, ManxError } from "../sdk/errors.ts";
 import { SHARED_LINK } from "./address_plan.ts";
 import type { Expectation, Party } from "./expectation.ts";
 import { Prober, type ProbeResult } from "./prober.ts";
@@ -164,9 +164,18 @@ async function complaintsOf(sandbox: Sandbox): Promise<readonly string[]> {
   }
 }
 
+/** @throws {ManxError} where it cannot be made */
 function scratchDirectory(): string {
   const base = Buffer.byteLength(tmpdir()) + 20 <= DIRECTORY_BYTES_MAX ? tmpdir() : "/tmp";
-  return mkdtempSync(join(base, "manx-lab-"));
+  try {
+    return mkdtempSync(join(base, "manx-lab-"));
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    throw new ManxError(
+      "scratch",
+      `make a scratch directory in ${base}: found ${code}, wanted one to write to (TMPDIR names it)`,
+    );
+  }
 }
 
 /** Whether the kernel does not let this process make namespaces. */

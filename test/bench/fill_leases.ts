@@ -1,5 +1,6 @@
 /** Leases with their endpoints in a stopped daemon's database, made by the code that the daemon itself uses. */
 import { mkdirSync } from "node:fs";
+import { join } from "node:path";
 import sqlite from "../../plugins/datastore/sqlite/mod.ts";
 import block from "../../plugins/ipam/block/mod.ts";
 import { endpointResource, planAttachment } from "../../src/host/endpoint.ts";
@@ -9,9 +10,11 @@ const AT_ONCE = 500;
 
 /** `count` attached pods of the node that `startDaemon` runs, addresses from its pool; their links are not made. */
 export async function fillManx(stateDirectory: string, count: number): Promise<void> {
-  mkdirSync(stateDirectory, { recursive: true, mode: 0o700 });
+  // Where the daemon gives each plugin its directory.
+  const own = join(stateDirectory, "datastore", "sqlite");
+  mkdirSync(own, { recursive: true, mode: 0o700 });
   const { signal } = new AbortController();
-  await using datastore = await sqlite.open(sqlite.parseConfig(undefined), benchHost("bench", stateDirectory), signal);
+  await using datastore = await sqlite.open(sqlite.parseConfig(undefined), benchHost("bench", own), signal);
   const config = block.parseConfig({ pools: [{ name: "bench", cidr: "10.90.0.0/16" }] });
   await using ipam = await block.open(config, benchHost("bench", stateDirectory, datastore), signal);
   const attach = (index: number) => {

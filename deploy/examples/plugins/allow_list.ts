@@ -48,7 +48,10 @@ function read(resource: Resource) {
   const fault = (path: string, found: unknown, wanted: string) => {
     faults.push({ path, message: `found ${JSON.stringify(found) ?? "nothing"}, wanted ${wanted}` });
   };
-  const spec = (typeof resource.spec === "object" && resource.spec !== null ? resource.spec : {}) as Record<string, unknown>;
+  const spec = (typeof resource.spec === "object" && resource.spec !== null ? resource.spec : {}) as Record<
+    string,
+    unknown
+  >;
   for (const key of Object.keys(spec)) {
     if (!["labels", "from", "ports"].includes(key)) fault(`spec.${key}`, spec[key], "one of labels, from, ports");
   }

@@ -17,8 +17,8 @@ import {
   list,
   MessageFlag,
   messageSchema,
-  NLA_F_NESTED,
   nested,
+  NLA_F_NESTED,
   padding,
   Reader,
   str,
@@ -177,6 +177,9 @@ export const set = attrs({
   handle: [16, be64],
   expression: [17, nested(() => expression)],
   expressions: [18, list(() => expression)],
+  /** NFTA_SET_TYPE: name and address of the implementation that the kernel chose. */
+  backend: [19, str],
+  count: [20, be32],
 });
 export type SetAttributes = Infer<typeof set>;
 
@@ -247,7 +250,10 @@ export interface TableName {
 const header = (at: TableName) => ({ family: at.family });
 
 /** `exclusive`: refuse with EEXIST where it is there already. */
-export const newTable = (at: TableName, options: { readonly exclusive?: boolean; readonly flags?: number } = {}): NetlinkMessage =>
+export const newTable = (
+  at: TableName,
+  options: { readonly exclusive?: boolean; readonly flags?: number } = {},
+): NetlinkMessage =>
   encodeMessage(tableMessage, NftMessage.NewTable, options.exclusive ? Create | Exclusive : Create, header(at), {
     name: at.table,
     flags: options.flags ?? 0,
@@ -503,7 +509,9 @@ function packedAttribute(writer: Writer, type: number, value: string): void {
 }
 
 /** What a message of a dump, or an event, says of a set's elements. @throws {DecodeError} */
-export function parseElements(message: Pick<NetlinkMessage, "payload">): { readonly set: string; readonly elements: WireElement[] } {
+export function parseElements(
+  message: Pick<NetlinkMessage, "payload">,
+): { readonly set: string; readonly elements: WireElement[] } {
   const reader = new Reader(message.payload);
   const end = message.payload.length;
   reader.need(0, end, nfgenmsg.size, "struct nfgenmsg");
@@ -511,12 +519,19 @@ export function parseElements(message: Pick<NetlinkMessage, "payload">): { reado
   const elements: WireElement[] = [];
   eachAttribute(reader, nfgenmsg.size, end, (type, from, to) => {
     if (type === 2) setName = reader.text(from, to);
-    else if (type === 3) eachAttribute(reader, from, to, (_, first, last) => elements.push(readElement(reader, first, last)));
+    else if (type === 3) {
+      eachAttribute(reader, from, to, (_, first, last) => elements.push(readElement(reader, first, last)));
+    }
   });
   return { set: setName, elements };
 }
 
-function eachAttribute(reader: Reader, start: number, end: number, visit: (type: number, from: number, to: number) => void) {
+function eachAttribute(
+  reader: Reader,
+  start: number,
+  end: number,
+  visit: (type: number, from: number, to: number) => void,
+) {
   for (let at = start; at < end;) {
     const length = reader.attributeLength(at, end);
     visit(reader.view.getUint16(at + 2, true) & 0x3fff, at + 4, at + length);

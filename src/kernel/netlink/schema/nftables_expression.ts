@@ -197,11 +197,29 @@ export type Comparison = typeof COMPARISONS[number];
 export type Expression =
   | { readonly op: "meta"; readonly key: MetaKey; readonly dreg: number }
   | { readonly op: "setMark"; readonly sreg: number }
-  | { readonly op: "payload"; readonly base: PayloadBase; readonly offset: number; readonly length: number; readonly dreg: number }
+  | {
+    readonly op: "payload";
+    readonly base: PayloadBase;
+    readonly offset: number;
+    readonly length: number;
+    readonly dreg: number;
+  }
   | { readonly op: "ct"; readonly key: CtKey; readonly dreg: number }
   | { readonly op: "cmp"; readonly sreg: number; readonly is: Comparison; readonly data: string }
-  | { readonly op: "range"; readonly sreg: number; readonly is: "eq" | "neq"; readonly from: string; readonly to: string }
-  | { readonly op: "bitwise"; readonly sreg: number; readonly dreg: number; readonly mask: string; readonly xor: string }
+  | {
+    readonly op: "range";
+    readonly sreg: number;
+    readonly is: "eq" | "neq";
+    readonly from: string;
+    readonly to: string;
+  }
+  | {
+    readonly op: "bitwise";
+    readonly sreg: number;
+    readonly dreg: number;
+    readonly mask: string;
+    readonly xor: string;
+  }
   | { readonly op: "lookup"; readonly set: string; readonly sreg: number; readonly invert: boolean }
   /** Lookup in a verdict map: the verdict found is carried out; nothing found ends the rule. */
   | { readonly op: "vmap"; readonly set: string; readonly sreg: number }
@@ -231,7 +249,10 @@ export function expressionToWire(one: Expression): WireExpression {
       return { name: "meta", data: { key: META_KEYS.mark, sreg: registerToWire(one.sreg) } };
     case "payload": {
       const base = PAYLOAD_BASES.indexOf(one.base);
-      return { name: "payload", data: { dreg: registerToWire(one.dreg), base, offset: one.offset, length: one.length } };
+      return {
+        name: "payload",
+        data: { dreg: registerToWire(one.dreg), base, offset: one.offset, length: one.length },
+      };
     }
     case "ct":
       return { name: "ct", data: { dreg: registerToWire(one.dreg), key: CT_KEYS[one.key] } };
@@ -296,7 +317,9 @@ function known(wire: WireExpression): Expression | undefined {
     case "meta": {
       const { dreg, key, sreg } = wire.data as WireData<"meta">;
       const name = keyOf(META_KEYS, key);
-      if (name === "mark" && dreg === undefined && sreg !== undefined) return { op: "setMark", sreg: registerFromWire(sreg) };
+      if (name === "mark" && dreg === undefined && sreg !== undefined) {
+        return { op: "setMark", sreg: registerFromWire(sreg) };
+      }
       return dreg === undefined || sreg !== undefined || name === undefined
         ? undefined
         : { op: "meta", key: name, dreg: registerFromWire(dreg) };
@@ -324,22 +347,36 @@ function known(wire: WireExpression): Expression | undefined {
     }
     case "range": {
       const { sreg, operation, from, to } = wire.data as WireData<"range">;
-      return sreg === undefined || from?.value === undefined || to?.value === undefined
-        ? undefined
-        : { op: "range", sreg: registerFromWire(sreg), is: operation === 0 ? "eq" : "neq", from: from.value, to: to.value };
+      return sreg === undefined || from?.value === undefined || to?.value === undefined ? undefined : {
+        op: "range",
+        sreg: registerFromWire(sreg),
+        is: operation === 0 ? "eq" : "neq",
+        from: from.value,
+        to: to.value,
+      };
     }
     case "bitwise": {
       const { sreg, dreg, mask, xor, operation, length } = wire.data as WireData<"bitwise">;
       return sreg === undefined || dreg === undefined || mask?.value === undefined || xor?.value === undefined ||
           (operation ?? 0) !== 0 || length !== mask.value.length
         ? undefined
-        : { op: "bitwise", sreg: registerFromWire(sreg), dreg: registerFromWire(dreg), mask: mask.value, xor: xor.value };
+        : {
+          op: "bitwise",
+          sreg: registerFromWire(sreg),
+          dreg: registerFromWire(dreg),
+          mask: mask.value,
+          xor: xor.value,
+        };
     }
     case "lookup": {
       const { set, sreg, dreg, flags } = wire.data as WireData<"lookup">;
       if (set === undefined || sreg === undefined) return undefined;
-      if (dreg === undefined) return { op: "lookup", set, sreg: registerFromWire(sreg), invert: ((flags ?? 0) & 1) !== 0 };
-      return dreg === REGISTER_VERDICT && (flags ?? 0) === 0 ? { op: "vmap", set, sreg: registerFromWire(sreg) } : undefined;
+      if (dreg === undefined) {
+        return { op: "lookup", set, sreg: registerFromWire(sreg), invert: ((flags ?? 0) & 1) !== 0 };
+      }
+      return dreg === REGISTER_VERDICT && (flags ?? 0) === 0
+        ? { op: "vmap", set, sreg: registerFromWire(sreg) }
+        : undefined;
     }
     case "immediate": {
       const { dreg, data } = wire.data as WireData<"immediate">;
@@ -373,9 +410,12 @@ function known(wire: WireExpression): Expression | undefined {
 }
 
 const canonicalText = (value: unknown): string =>
-  JSON.stringify(value, (_, inner) =>
-    typeof inner === "bigint"
-      ? inner.toString()
-      : inner instanceof Uint8Array
-      ? Array.from(inner, (byte) => byte.toString(16).padStart(2, "0")).join("")
-      : inner) ?? "";
+  JSON.stringify(
+    value,
+    (_, inner) =>
+      typeof inner === "bigint"
+        ? inner.toString()
+        : inner instanceof Uint8Array
+        ? Array.from(inner, (byte) => byte.toString(16).padStart(2, "0")).join("")
+        : inner,
+  ) ?? "";

@@ -1,5 +1,5 @@
 /** For tests: small worlds, and a host whose kernel door leads into a namespace of the test's own. */
-import { type Address, type Cidr, hostCidr, parseAddress, parseCidr } from "../../src/model/address.ts";
+import { type Address, type Cidr, hostCidr, parseAddress, parseCidr } from "../../../src/model/address.ts";
 import type {
   AddressSet,
   CompiledPolicy,
@@ -11,14 +11,14 @@ import type {
   Rule,
   RuleMatch,
   SetId,
-} from "../../src/model/desired.ts";
-import { digest } from "../../src/model/digest.ts";
-import { persistentMap } from "../../src/model/persistent_map.ts";
-import type { Dataplane } from "../../src/sdk/dataplane.ts";
-import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
-import type { Host } from "../../src/sdk/plugin.ts";
-import { createKernelDoor } from "../../src/kernel/door.ts";
-import nftables from "./mod.ts";
+} from "../../../src/model/desired.ts";
+import { digest } from "../../../src/model/digest.ts";
+import { persistentMap } from "../../../src/model/persistent_map.ts";
+import type { Dataplane } from "../../../src/sdk/dataplane.ts";
+import type { NetlinkSocket, NetworkNamespace } from "../../../src/sdk/kernel_door.ts";
+import type { Host } from "../../../src/sdk/plugin.ts";
+import { createKernelDoor } from "../../../src/kernel/door.ts";
+import nftables from "../mod.ts";
 
 export const address = (text: string): Address => parseAddress(text);
 export const cidr = (text: string): Cidr => parseCidr(text);
@@ -39,7 +39,10 @@ export const portSet = (id: string, ...members: readonly string[]): AddressSet =
   title: id,
   members: persistentMap(members.map((member) => {
     const [ip, protocol, port] = member.split(" ");
-    return [parseAddress(ip!) + String.fromCharCode(Number(protocol), Number(port) >> 8, Number(port) & 0xff), true] as const;
+    return [
+      parseAddress(ip!) + String.fromCharCode(Number(protocol), Number(port) >> 8, Number(port) & 0xff),
+      true,
+    ] as const;
   })),
 });
 
@@ -50,17 +53,31 @@ export interface RuleFields extends Partial<Omit<Rule, "source" | "destination">
 
 export function rule(action: Rule["action"], fields: RuleFields = {}): Rule {
   const { from = {}, to = {}, ...rest } = fields;
-  return { action, source: from, destination: to, origin: { policy: "Test//p", direction: "ingress", index: 0 }, ...rest };
+  return {
+    action,
+    source: from,
+    destination: to,
+    origin: { policy: "Test//p", direction: "ingress", index: 0 },
+    ...rest,
+  };
 }
 
 export const policy = (id: string, ...rules: readonly Rule[]): CompiledPolicy => ({ id, staged: false, rules });
-export const tier = (name: string, defaultAction: "deny" | "pass", ...policies: readonly CompiledPolicy[]): PolicyTier => ({
+export const tier = (
+  name: string,
+  defaultAction: "deny" | "pass",
+  ...policies: readonly CompiledPolicy[]
+): PolicyTier => ({
   name,
   defaultAction,
   policies,
 });
 
-export function list(tiers: readonly PolicyTier[], profiles: readonly CompiledPolicy[] = [], end: "deny" | "next" = "deny"): PolicyList {
+export function list(
+  tiers: readonly PolicyTier[],
+  profiles: readonly CompiledPolicy[] = [],
+  end: "deny" | "next" = "deny",
+): PolicyList {
   const id = digest(JSON.stringify([tiers, profiles, end]));
   return { id, tiers, profiles, end };
 }
@@ -68,7 +85,8 @@ export function list(tiers: readonly PolicyTier[], profiles: readonly CompiledPo
 export const OPEN = list([], [policy("Profile//open", rule("allow"))]);
 export const CLOSED = list([tier("default", "deny", policy("NetworkPolicy/x/closed"))]);
 /** One tier, one policy, the rules in order, then deny. */
-export const rules = (...all: readonly Rule[]): PolicyList => list([tier("default", "deny", policy("NetworkPolicy/x/p", ...all))]);
+export const rules = (...all: readonly Rule[]): PolicyList =>
+  list([tier("default", "deny", policy("NetworkPolicy/x/p", ...all))]);
 
 export const workload = (
   id: string,
@@ -107,17 +125,34 @@ export function state(parts: {
 /** A set with members that count up from `first`. */
 export function manyAddresses(id: string, first: string, count: number, step = 1): AddressSet {
   const start = address(first);
-  const value = (start.charCodeAt(0) << 24 | start.charCodeAt(1) << 16 | start.charCodeAt(2) << 8 | start.charCodeAt(3)) >>> 0;
+  const value =
+    (start.charCodeAt(0) << 24 | start.charCodeAt(1) << 16 | start.charCodeAt(2) << 8 | start.charCodeAt(3)) >>> 0;
   const entries: [string, true][] = [];
   for (let i = 0; i < count; i++) {
     const at = value + i * step;
-    entries.push([hostCidr(String.fromCharCode(at >>> 24, at >>> 16 & 0xff, at >>> 8 & 0xff, at & 0xff) as Address), true]);
+    entries.push([
+      hostCidr(String.fromCharCode(at >>> 24, at >>> 16 & 0xff, at >>> 8 & 0xff, at & 0xff) as Address),
+      true,
+    ]);
   }
   return { id: setId(id), kind: "net", title: id, members: persistentMap(entries) };
 }
 
-/** The dataplane, inside the namespace. */
-export function openDataplane(namespace: NetworkNamespace, config?: unknown): Promise<Dataplane> {
+function intercepted(socket: NetlinkSocket, beforeApply: () => void): NetlinkSocket {
+  const transaction = socket.transaction.bind(socket);
+  socket.transaction = (operation, ...rest) => {
+    if (operation.startsWith("apply ")) beforeApply();
+    transaction(operation, ...rest);
+  };
+  return socket;
+}
+
+/** The dataplane, inside the namespace. `beforeApply` runs right before each transaction that applies something. */
+export function openDataplane(
+  namespace: NetworkNamespace,
+  config?: unknown,
+  beforeApply = () => {},
+): Promise<Dataplane> {
   const door = createKernelDoor();
   const host: Host = {
     node: "test",
@@ -125,12 +160,16 @@ export function openDataplane(namespace: NetworkNamespace, config?: unknown): Pr
     clock: {
       nowMs: () => performance.now(),
       wallMs: () => Date.now(),
-      sleep: (ms, signal) => new Promise((resolve, reject) => {
-        const timer = setTimeout(resolve, ms);
-        signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
-      }),
+      sleep: (ms, signal) =>
+        new Promise((resolve, reject) => {
+          const timer = setTimeout(resolve, ms);
+          signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+        }),
     },
-    kernel: { ...door, netlink: (protocol, options) => door.netlink(protocol, { ...options, namespace }) },
+    kernel: {
+      ...door,
+      netlink: (protocol, options) => intercepted(door.netlink(protocol, { ...options, namespace }), beforeApply),
+    },
     get datastore(): never {
       throw new Error("the dataplane has no use for a datastore");
     },

@@ -1,0 +1,281 @@
+/** Real packets between namespaces through a node whose rules we wrote. */
+import { expect, test } from "bun:test";
+import { parseAddress } from "../../src/model/address.ts";
+import type { DesiredState } from "../../src/model/desired.ts";
+import { errnoOf } from "../../src/kernel/errors.ts";
+import { createNamespace, inNamespace, namespacePath } from "../../src/kernel/netns.ts";
+import {
+  AF,
+  check,
+  close,
+  connect,
+  Errno,
+  getsockoptInt,
+  POLL,
+  poll,
+  SO,
+  SOCK,
+  socket,
+  SOL,
+} from "../../src/kernel/libc.ts";
+import { inetSockaddr } from "../../src/kernel/sockaddr.ts";
+import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
+import type { Dataplane } from "../../src/sdk/dataplane.ts";
+import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
+import { cidr, netSet, openDataplane, portSet, rule, rules, setId, state, workload } from "./testdata/world.ts";
+
+const REFUSED = errnoOf("ECONNREFUSED")!;
+/** A dropped SYN is answered by nothing; an answer on a veth takes microseconds. */
+const SILENCE_MS = 120;
+
+interface Node extends AsyncDisposable {
+  readonly node: NetworkNamespace;
+  readonly dataplane: Dataplane;
+  readonly places: Readonly<Record<string, NetworkNamespace>>;
+}
+
+const PLACES: Readonly<Record<string, { readonly link: string; readonly v4: string; readonly v6: string }>> = {
+  a: { link: "mxa", v4: "10.0.0.1", v6: "fd00::1" },
+  b: { link: "mxb", v4: "10.0.0.2", v6: "fd00::2" },
+  out: { link: "eth0", v4: "192.0.2.1", v6: "2001:db8::1" },
+};
+const NODE = { v4: "10.0.0.254", v6: "fd00::fe" };
+
+/** Without duplicate address detection IPv6 works at once. */
+const quickV6 = (place: NetworkNamespace): void =>
+  void runIn(
+    place,
+    "sh",
+    "-c",
+    "for scope in all default; do echo 0 > /proc/sys/net/ipv6/conf/$scope/accept_dad; done",
+  );
+
+async function node(): Promise<Node> {
+  const host = createNamespace("node");
+  runIn(
+    host,
+    "sh",
+    "-c",
+    "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip link set lo up",
+  );
+  quickV6(host);
+  const places: Record<string, NetworkNamespace> = {};
+  for (const [name, { link, v4, v6 }] of Object.entries(PLACES)) {
+    const place = places[name] = createNamespace(name);
+    quickV6(place);
+    runIn(host, "ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespacePath(place));
+    runIn(
+      host,
+      "sh",
+      "-c",
+      `
+      ip link set ${link} up
+      ip addr add ${NODE.v4}/32 dev ${link}; ip -6 addr add ${NODE.v6}/128 dev ${link} nodad
+      ip route add ${v4} dev ${link}; ip -6 route add ${v6} dev ${link}`,
+    );
+    runIn(
+      place,
+      "sh",
+      "-c",
+      `
+      ip link set lo up; ip link set eth0 up
+      ip addr add ${v4}/32 dev eth0; ip -6 addr add ${v6}/128 dev eth0 nodad
+      ip route add ${NODE.v4} dev eth0; ip route add default via ${NODE.v4} dev eth0
+      ip -6 route add ${NODE.v6} dev eth0; ip -6 route add default via ${NODE.v6} dev eth0`,
+    );
+  }
+  const dataplane = await openDataplane(host);
+  return {
+    node: host,
+    dataplane,
+    places,
+    async [Symbol.asyncDispose]() {
+      await dataplane[Symbol.asyncDispose]();
+      for (const place of [...Object.values(places), host]) place[Symbol.dispose]();
+    },
+  };
+}
+
+/** Whether a SYN is answered: by a listener, or by the reset of a port where nobody listens. */
+function reaches(from: NetworkNamespace, address: string, port: number): boolean {
+  const family = address.includes(":") ? AF.INET6 : AF.INET;
+  const fd = inNamespace(
+    from,
+    () => check("open socket", socket(family, SOCK.STREAM | SOCK.NONBLOCK | SOCK.CLOEXEC, 0)),
+  );
+  try {
+    const returned = connect(fd, inetSockaddr({ address: parseAddress(address), port }));
+    if (returned === -REFUSED || returned === 0) return true;
+    if (returned !== -Errno.EINPROGRESS) check(`connect to ${address}`, returned);
+    poll([{ fd, events: POLL.OUT }], SILENCE_MS);
+    const failure = getsockoptInt(fd, SOL.SOCKET, SO.ERROR);
+    const [events] = poll([{ fd, events: POLL.OUT }], 0);
+    return failure === REFUSED || failure === 0 && events !== 0;
+  } finally {
+    close(fd);
+  }
+}
+
+/** Lines `a > b 80` with `= yes` or `= no`; v6 where the line ends in `v6`. */
+function checkReach(here: Node, lines: string): void {
+  const wanted = lines.trim().split("\n").map((line) => line.trim());
+  const found = wanted.map((line) => {
+    const [path] = line.split(" = ");
+    const [from, , to, port, family = "v4"] = path!.split(" ");
+    const target = to === "node" ? NODE : PLACES[to!]!;
+    const source = from === "node" ? here.node : here.places[from!]!;
+    return `${path} = ${reaches(source, target[family as "v4" | "v6"], Number(port)) ? "yes" : "no"}`;
+  });
+  expect(found).toEqual(wanted);
+}
+
+const port = (first: number, last = first) => [{ first, last }];
+
+const pods = (
+  parts: { ingress?: ReturnType<typeof rules>; egress?: ReturnType<typeof rules> },
+  more: Parameters<typeof state>[0] = {},
+): DesiredState =>
+  state({
+    workloads: [
+      workload("a", "mxa", [PLACES.a!.v4, PLACES.a!.v6], { egress: parts.egress }),
+      workload("b", "mxb", [PLACES.b!.v4, PLACES.b!.v6], { ingress: parts.ingress }),
+    ],
+    ...more,
+  });
+
+test("runs of allow and deny, ranges, port maps, except nets and named ports decide over real packets", async () => {
+  await using here = await node();
+  checkReach(
+    here,
+    `
+    a > b 80 = yes
+    a > b 80 v6 = yes
+  `,
+  );
+  const ingress = rules(
+    rule("deny", { protocol: 6, to: { ports: port(85) } }),
+    rule("allow", { protocol: 6, from: { sets: [setId("pods")] }, to: { ports: port(80, 90) } }),
+    rule("allow", {
+      protocol: 6,
+      from: { nets: [cidr("192.0.2.0/24")], notNets: [cidr("192.0.2.128/25")] },
+      to: { ports: port(1000, 2000) },
+    }),
+    rule("allow", {
+      protocol: 6,
+      from: { nets: [cidr("10.0.0.0/8")], notNets: [cidr("10.0.0.0/24")] },
+      to: { ports: port(1000, 2000) },
+    }),
+    rule("allow", { protocol: 6, from: { sets: [setId("pods")] }, to: { ports: port(443) } }),
+    rule("allow", { protocol: 6, to: { portSets: [setId("named")] } }),
+    rule("deny", { protocol: 6, from: { nets: [cidr("10.0.0.1/32")] }, to: { ports: port(1, 5000) } }),
+    rule("allow", { protocol: 6, to: { ports: port(4000, 6000), notPorts: port(4500) } }),
+  );
+  const sets = [netSet("pods", "10.0.0.1", "fd00::/64"), portSet("named", "10.0.0.2 6 8080", "fd00::2 6 8080")];
+  expect((await here.dataplane.apply(pods({ ingress }, { sets }))).problems).toEqual([]);
+  checkReach(
+    here,
+    `
+    a > b 80 = yes
+    a > b 85 = no
+    a > b 90 = yes
+    a > b 91 = no
+    a > b 443 = yes
+    a > b 1500 = no
+    a > b 4000 = no
+    a > b 5001 = yes
+    a > b 4500 = no
+    a > b 8080 = yes
+    out > b 80 = no
+    out > b 1500 = yes
+    out > b 4000 = yes
+    out > b 4500 = no
+    out > b 8080 = yes
+    a > b 80 v6 = yes
+    a > b 85 v6 = no
+    a > b 4000 v6 = yes
+    out > b 80 v6 = no
+    out > b 8080 v6 = yes
+    node > b 9 = yes
+    b > a 9 = yes
+    b > node 9 = yes
+  `,
+  );
+});
+
+test("egress decides towards pods, the outside and the pod's own node, and the node still reaches the pod", async () => {
+  await using here = await node();
+  const egress = rules(
+    rule("allow", { protocol: 6, to: { ports: port(53) } }),
+    rule("allow", { protocol: 6, to: { nets: [cidr("192.0.2.1/32")], ports: port(443) } }),
+  );
+  await here.dataplane.apply(pods({ egress }));
+  checkReach(
+    here,
+    `
+    a > b 53 = yes
+    a > b 54 = no
+    a > node 53 = yes
+    a > node 54 = no
+    a > out 443 = yes
+    a > out 80 = no
+    a > out 53 v6 = yes
+    a > out 443 v6 = no
+    node > a 80 = yes
+    b > a 80 = yes
+  `,
+  );
+});
+
+test("a pod that takes another's address is cut off, and an unknown pod interface is too", async () => {
+  await using here = await node();
+  await here.dataplane.apply(pods({}));
+  checkReach(here, "a > b 80 = yes");
+  runIn(
+    here.places.a!,
+    "sh",
+    "-c",
+    "ip addr del 10.0.0.1/32 dev eth0; ip addr add 10.0.0.77/32 dev eth0; ip route replace default via 10.0.0.254 dev eth0 src 10.0.0.77 onlink",
+  );
+  runIn(here.node, "ip", "route", "add", "10.0.0.77", "dev", "mxa");
+  checkReach(
+    here,
+    `
+    a > b 80 = no
+    a > node 80 = no
+    a > b 80 v6 = yes
+  `,
+  );
+  await here.dataplane.apply({ ...pods({}), generation: 2, workloads: pods({}).workloads.delete("b") });
+  checkReach(
+    here,
+    `
+    out > b 80 = no
+    b > out 80 = no
+    b > node 80 = no
+    out > a 80 v6 = yes
+  `,
+  );
+});
+
+test("a host endpoint shuts the node but for failsafe ports, and masquerading hides a pod's address", async () => {
+  await using here = await node();
+  const closed = rules();
+  await here.dataplane.apply(pods({}, {
+    hostEndpoints: [{ id: "h", interfaces: ["eth0"], ingress: closed, egress: closed }],
+    failsafe: { inbound: [{ protocol: 6, port: 22 }], outbound: [{ protocol: 6, port: 53 }] },
+    masquerade: { sources: ["10.0.0.0/24"], inside: ["10.0.0.0/24"] },
+  }));
+  // Without its route back, only an answer to the node's own address comes home.
+  runIn(here.places.out!, "sh", "-c", "ip route del default; ip route add 10.0.0.254 dev eth0 2>/dev/null; true");
+  checkReach(
+    here,
+    `
+    out > node 22 = yes
+    out > node 80 = no
+    node > out 53 = yes
+    node > out 80 = no
+    a > out 80 = yes
+    a > b 80 = yes
+  `,
+  );
+});
