@@ -26,6 +26,8 @@ export interface LengthCounts {
   readonly members: AddressSet["members"];
   readonly 4: readonly number[];
   readonly 6: readonly number[];
+  /** The full addresses of each family one after another, of a large set that was counted from nothing. */
+  readonly packed?: { readonly 4: Uint8Array; readonly 6: Uint8Array };
 }
 
 /** `previous`: the counts of an earlier version of the same set, to start from. */
@@ -37,8 +39,17 @@ export function countLengths(set: AddressSet, previous: LengthCounts | undefined
     const counts = member.length === 5 ? v4 : v6;
     counts[cidrPrefix(member as Cidr)]! += by;
   };
+  let packed: LengthCounts["packed"];
   if (set.kind === "net") {
-    if (previous === undefined) set.members.forEach((_, member) => count(member, 1));
+    if (previous === undefined && set.members.size >= SIZED_FROM) {
+      // One walk for both: going through 100,000 members again costs as much as writing them to the kernel's buffer.
+      const v4Keys = new PackedKeys(4, set.members.size), v6Keys = new PackedKeys(16, 0);
+      set.members.forEach((_, member) => {
+        count(member, 1);
+        if (isHost(member as Cidr)) (member.length === 5 ? v4Keys : v6Keys).push(member);
+      });
+      packed = { 4: v4Keys.finish(), 6: v6Keys.finish() };
+    } else if (previous === undefined) set.members.forEach((_, member) => count(member, 1));
     else {
       for (const change of set.members.changesSince(previous.members)) {
         if (change.before === undefined) count(change.key, 1);
@@ -46,7 +57,31 @@ export function countLengths(set: AddressSet, previous: LengthCounts | undefined
       }
     }
   }
-  return { members: set.members, 4: v4, 6: v6 };
+  return { members: set.members, 4: v4, 6: v6, packed };
+}
+
+class PackedKeys {
+  private bytes: Uint8Array;
+  private length = 0;
+
+  constructor(private readonly keyBytes: number, keys: number) {
+    this.bytes = new Uint8Array(keys * keyBytes);
+  }
+
+  push(key: string): void {
+    const at = this.length, end = at + this.keyBytes;
+    if (end > this.bytes.length) {
+      const larger = new Uint8Array(Math.max(4096, this.bytes.length * 2));
+      larger.set(this.bytes);
+      this.bytes = larger;
+    }
+    for (let i = 0; i < this.keyBytes; i++) this.bytes[at + i] = key.charCodeAt(i);
+    this.length = end;
+  }
+
+  finish(): Uint8Array {
+    return this.bytes.subarray(0, this.length);
+  }
 }
 
 /** Whether there is a member of that family at all. */
@@ -98,19 +133,23 @@ export class NetElements implements Elements {
     readonly nets: readonly Cidr[],
     readonly lengths: readonly number[],
     readonly interval: boolean,
+    private packed?: Uint8Array,
   ) {
     this.literals = new Set(nets);
   }
 
   forEach(visit: (value: ElementValue, key: ElementKey) => void): void {
+    this.packed = undefined;
     this.eachMember((member) => {
       if (!this.covered(member)) visit(true, this.key(member));
     });
   }
 
-  eachPlainKey(visit: (bytes: string, length: number) => void): void {
-    const length = this.family === 4 ? 4 : 16;
-    this.eachMember((member) => visit(member, length));
+  /** Once: they are asked for when the set is made, and need not be kept after. */
+  packedKeys(): Uint8Array | undefined {
+    const { packed } = this;
+    this.packed = undefined;
+    return packed;
   }
 
   changesSince(previous: Elements): Iterable<ElementChange> | undefined {

@@ -4,7 +4,7 @@ import { judgeList } from "../../src/model/evaluate.ts";
 import { persistentMap } from "../../src/model/persistent_map.ts";
 import { ACCEPT, compileList, DROP, FILTER_ENDINGS, goto } from "./compile.ts";
 import { Renderer } from "./render.ts";
-import type { Ruleset } from "./ruleset.ts";
+import type { NftChain, Ruleset } from "./ruleset.ts";
 import { random, SET_IDS, someList, somePacket, someSets } from "./testdata/random_lists.ts";
 import { address, cidr, list, netSet, policy, rule, rules, setId, state, tier, workload } from "./testdata/world.ts";
 import { traceChain, type TracedPacket, traceHook } from "./trace.ts";
@@ -169,8 +169,10 @@ test("a list ending in next goes where its endings say", () => {
     logGroup: 1,
   });
   const ruleset: Ruleset = {
-    sets: compiled.fixedSets,
-    chains: new Map([...compiled.chains, ["elsewhere", { rules: [[{ op: "verdict", verdict: { kind: "return" } }]] }]]),
+    sets: persistentMap(compiled.fixedSets),
+    chains: persistentMap<string, NftChain>([...compiled.chains, ["elsewhere", {
+      rules: [[{ op: "verdict", verdict: { kind: "return" } }]],
+    }]]),
   };
   const packet = (protocol: number): TracedPacket => ({
     source: address("10.0.0.1"),
@@ -187,8 +189,8 @@ test("a list ending in next goes where its endings say", () => {
 
 test("the tracer errs on an expression it does not know", () => {
   const ruleset: Ruleset = {
-    sets: new Map(),
-    chains: new Map([["forward", {
+    sets: persistentMap(),
+    chains: persistentMap<string, NftChain>([["forward", {
       base: { type: "filter", hook: "forward", priority: 0, policy: "accept" },
       rules: [[{ op: "other", name: "socket", attributes: "{}" }]],
     }]]),

@@ -410,14 +410,49 @@ test("our own writes and foreign tables raise no alarm", async () => {
   expect((await second).done).toBe(true);
 });
 
+test("lost events alarm only where somebody else may have written", async () => {
+  using namespace = createNamespace("lost");
+  let losing = false, listening = 0;
+  await using dataplane = await openDataplane(namespace, undefined, {
+    losesEvents: () => losing && !(losing = false),
+    listens: () => void listening++,
+  });
+  await applied(dataplane, world(1));
+  const stop = new AbortController();
+  const drift = dataplane.drift(stop.signal)[Symbol.asyncIterator]();
+  const first = drift.next();
+  const until = async (holds: () => boolean) => {
+    for (const deadline = performance.now() + 5_000; !holds();) {
+      if (performance.now() > deadline) throw new Error("waited 5 seconds in vain");
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  };
+  await until(() => listening === 1);
+  losing = true;
+  await applied(dataplane, world(2));
+  await until(() => listening === 2);
+  // Had our own lost events raised an alarm, it would be the first.
+  runIn(namespace, "nft", "add", "chain", "inet", "manx", "extra");
+  expect((await first).value).toContain("changed by somebody else");
+  const second = drift.next();
+  expect((await dataplane.resync()).messages).toBe(1);
+  losing = true;
+  runIn(namespace, "nft", "add", "chain", "inet", "manx", "extra");
+  expect((await second).value).toBe("events of nftables were lost");
+  expect((await dataplane.resync()).messages).toBe(1);
+  stop.abort();
+});
+
 test("a foreign write between comparing and writing makes the transaction stale, and it is done again on what is there then", async () => {
   using namespace = createNamespace("race");
   await using first = await openDataplane(namespace);
   await applied(first, world(2));
   let writes = 0;
-  await using racing = await openDataplane(namespace, undefined, () => {
-    // The first two transactions that are tried come too late.
-    if (++writes <= 2) runIn(namespace, "nft", "add", "chain", "inet", "manx", `extra${writes}`);
+  await using racing = await openDataplane(namespace, undefined, {
+    beforeApply() {
+      // The first two transactions that are tried come too late.
+      if (++writes <= 2) runIn(namespace, "nft", "add", "chain", "inet", "manx", `extra${writes}`);
+    },
   });
   const wanted = world(3);
   const report = await applied(racing, wanted);
@@ -429,8 +464,10 @@ test("a foreign write between comparing and writing makes the transaction stale,
 test("a stranger who never stops writing is reported, and the next resync converges", async () => {
   using namespace = createNamespace("storm");
   let storm = true, writes = 0;
-  await using dataplane = await openDataplane(namespace, undefined, () => {
-    if (storm) runIn(namespace, "nft", "add", "table", "inet", `t${writes++}`);
+  await using dataplane = await openDataplane(namespace, undefined, {
+    beforeApply() {
+      if (storm) runIn(namespace, "nft", "add", "table", "inet", `t${writes++}`);
+    },
   });
   const report = await dataplane.apply(world(1));
   expect(report.converged).toBe(false);

@@ -1,4 +1,5 @@
 /** What turns one ruleset into another: the messages of one transaction. Pure. */
+import { type MapChange, persistentMap } from "../../src/model/persistent_map.ts";
 import type { NetlinkMessage } from "../../src/sdk/kernel_door.ts";
 import {
   appendRule,
@@ -25,6 +26,7 @@ import {
   type KeyField,
   keyLength,
   keyType,
+  type NftChain,
   type NftSet,
   type Rule,
   type Ruleset,
@@ -42,62 +44,66 @@ export const TABLE: TableName = { family: ProtocolFamily.Inet, table: "manx" };
  * what is no longer wanted goes last.
  */
 export function diff(before: Ruleset | undefined, after: Ruleset, table = TABLE): readonly NetlinkMessage[] {
-  if (before === undefined) return [newTable(table), ...changes({ sets: new Map(), chains: new Map() }, after, table)];
-  if (needsRebuild(before, after)) return [deleteTable(table), ...diff(undefined, after, table)];
-  return changes(before, after, table);
+  if (before === undefined) return [newTable(table), ...diff(EMPTY, after, table)];
+  const sets = [...after.sets.changesSince(before.sets)], chains = [...after.chains.changesSince(before.chains)];
+  // A set of another form or a base chain elsewhere under a name of ours: nobody but a stranger makes these.
+  const strange =
+    sets.some(({ before, after }) => before !== undefined && after !== undefined && !sameForm(before, after)) ||
+    chains.some(({ before, after }) =>
+      before !== undefined && after !== undefined && !sameBase(before.base, after.base)
+    );
+  return strange ? [deleteTable(table), ...diff(undefined, after, table)] : changes(sets, chains, table);
 }
 
-/** A set of another form or a base chain elsewhere under a name of ours: nobody but a stranger makes these. */
-function needsRebuild(before: Ruleset, after: Ruleset): boolean {
-  for (const [name, set] of after.sets) {
-    const there = before.sets.get(name);
-    if (there !== undefined && there !== set && !sameForm(there, set)) return true;
-  }
-  for (const [name, chain] of after.chains) {
-    const there = before.chains.get(name);
-    if (there !== undefined && there !== chain && !sameBase(there.base, chain.base)) return true;
-  }
-  return false;
-}
+const EMPTY: Ruleset = { sets: persistentMap(), chains: persistentMap() };
 
-function changes(before: Ruleset, after: Ruleset, table: TableName): readonly NetlinkMessage[] {
+function changes(
+  sets: readonly MapChange<string, NftSet>[],
+  chains: readonly MapChange<string, NftChain>[],
+  table: TableName,
+): readonly NetlinkMessage[] {
   const messages: NetlinkMessage[] = [];
   let id = 0;
-  for (const [name, set] of after.sets) if (!before.sets.has(name)) messages.push(createSet(table, name, set, ++id));
-  for (const [name, chain] of after.chains) {
-    if (!before.chains.has(name)) messages.push(newChain(table, name, chain.base));
+  for (const { key, before, after } of sets) {
+    if (before === undefined && after !== undefined) messages.push(createSet(table, key, after, ++id));
+  }
+  for (const { key, before, after } of chains) {
+    if (before === undefined && after !== undefined) messages.push(newChain(table, key, after.base));
   }
 
-  for (const [name, set] of after.sets) {
-    const there = before.sets.get(name);
-    if (there === undefined) {
-      const come = new ElementMessages("add", table, name);
-      if (!set.map && !set.interval && set.elements.eachPlainKey !== undefined) {
-        set.elements.eachPlainKey((bytes, length) => come.addPlain(bytes, length));
-      } else set.elements.forEach((value, key) => put(set, key, value, come));
-      messages.push(...come.messages());
-    } else if (there.elements !== set.elements) {
-      const gone = new ElementMessages("remove", table, name), come = new ElementMessages("add", table, name);
-      for (const { key, before, after } of elementChanges(there.elements, set.elements)) {
-        if (before !== undefined) put(set, key, before, gone);
-        if (after !== undefined) put(set, key, after, come);
-      }
-      messages.push(...gone.messages(), ...come.messages());
-    }
+  for (const { key, before, after } of sets) {
+    if (after === undefined || before?.elements === after.elements) continue;
+    messages.push(...before === undefined ? allElements(table, key, after) : otherElements(table, key, before, after));
   }
 
-  for (const [name, chain] of after.chains) {
-    const there = before.chains.get(name);
-    if (there === chain || there !== undefined && sameRules(there.rules, chain.rules)) continue;
-    if (there !== undefined && there.rules.length > 0) messages.push(flushChain(table, name));
-    for (const rule of chain.rules) messages.push(appendRule(table, name, wireRule(rule)));
+  for (const { key, before, after } of chains) {
+    if (after === undefined || before !== undefined && sameRules(before.rules, after.rules)) continue;
+    if (before !== undefined && before.rules.length > 0) messages.push(flushChain(table, key));
+    for (const rule of after.rules) messages.push(appendRule(table, key, wireRule(rule)));
   }
 
-  const lostChains = [...before.chains].filter(([name]) => !after.chains.has(name));
-  for (const [name, chain] of lostChains) if (chain.rules.length > 0) messages.push(flushChain(table, name));
-  for (const name of before.sets.keys()) if (!after.sets.has(name)) messages.push(deleteSet(table, name));
-  for (const [name] of lostChains) messages.push(deleteChain(table, name));
+  const lost = chains.filter(({ after }) => after === undefined);
+  for (const { key, before } of lost) if (before!.rules.length > 0) messages.push(flushChain(table, key));
+  for (const { key, after } of sets) if (after === undefined) messages.push(deleteSet(table, key));
+  for (const { key } of lost) messages.push(deleteChain(table, key));
   return messages;
+}
+
+function allElements(table: TableName, name: string, set: NftSet): readonly NetlinkMessage[] {
+  const come = new ElementMessages("add", table, name);
+  const packed = set.elements.packedKeys?.();
+  if (packed !== undefined) come.addPacked(packed, keyLength(set.fields));
+  else set.elements.forEach((value, key) => put(set, key, value, come));
+  return come.messages();
+}
+
+function otherElements(table: TableName, name: string, before: NftSet, after: NftSet): readonly NetlinkMessage[] {
+  const gone = new ElementMessages("remove", table, name), come = new ElementMessages("add", table, name);
+  for (const change of elementChanges(before.elements, after.elements)) {
+    if (change.before !== undefined) put(after, change.key, change.before, gone);
+    if (change.after !== undefined) put(after, change.key, change.after, come);
+  }
+  return [...gone.messages(), ...come.messages()];
 }
 
 const wireRule = (rule: Rule) => rule.map(expressionToWire);

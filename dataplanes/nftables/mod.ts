@@ -16,7 +16,7 @@ import { lowestBit, type NftablesConfig, parseConfig } from "./config.ts";
 import { diff, TABLE } from "./diff.ts";
 import { probe } from "./probe.ts";
 import { type Found, readGeneration, readTable } from "./read.ts";
-import { Renderer } from "./render.ts";
+import { type Rendered, Renderer } from "./render.ts";
 import type { Ruleset } from "./ruleset.ts";
 
 /** Somebody who keeps writing to nftables makes a transaction stale (ERESTART) so often at most before it is reported. */
@@ -45,7 +45,7 @@ export default definePlugin({
 });
 
 class NftablesDataplane implements Dataplane {
-  private readonly renderer: Renderer;
+  private renderer: Renderer;
   /** What the table holds as far as we know; undefined: it must be read. */
   private there: { readonly ruleset: Ruleset | undefined; readonly replace: boolean } | undefined;
   /** NFTA_GEN_ID right after our last transaction or read. */
@@ -75,8 +75,18 @@ class NftablesDataplane implements Dataplane {
     return this.bring(this.desired);
   }
 
+  private render(desired: DesiredState): Rendered {
+    try {
+      return this.renderer.render(desired);
+    } catch (error) {
+      // It may have stopped half-way: the next one starts from nothing.
+      this.renderer = new Renderer(this.renderer.options);
+      throw error;
+    }
+  }
+
   private bring(desired: DesiredState): Report {
-    const { ruleset, problems } = this.renderer.render(desired);
+    const { ruleset, problems } = this.render(desired);
     for (let stale = 0, refused = 0;;) {
       try {
         const messages = this.write(desired, ruleset);

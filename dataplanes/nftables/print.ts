@@ -20,7 +20,7 @@ export function printRuleset(ruleset: Ruleset): string {
   return lines.join("\n") + "\n";
 }
 
-const byName = <V>(map: ReadonlyMap<string, V>) => [...map].sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0);
+const byName = <V>(map: Iterable<readonly [string, V]>) => [...map].sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0);
 
 export function printSet(name: string, set: NftSet): readonly string[] {
   const elements: string[] = [];

@@ -2,6 +2,7 @@
 import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
 import type { Family } from "../../src/model/address.ts";
 import type { Aspect, Dataplane } from "../../src/sdk/dataplane.ts";
+import { persistentMap } from "../../src/model/persistent_map.ts";
 import { explainError, UnavailableError } from "../../src/sdk/errors.ts";
 import { isErrno } from "../../src/kernel/errors.ts";
 import {
@@ -11,7 +12,7 @@ import {
   type TableName,
 } from "../../src/kernel/netlink/schema/nftables.ts";
 import { diff } from "./diff.ts";
-import { elementsOf, type Expression, interfaceKey, type NftChain, type Ruleset } from "./ruleset.ts";
+import { elementsOf, type Expression, interfaceKey, type NftChain, type NftSet, type Ruleset } from "./ruleset.ts";
 
 const PROBE: TableName = { family: ProtocolFamily.Inet, table: "manx-probe" };
 
@@ -57,7 +58,7 @@ const base = (
 });
 
 const policyRuleset: Ruleset = {
-  sets: new Map([
+  sets: persistentMap<string, NftSet>([
     ["states", {
       fields: ["ct_state"],
       interval: false,
@@ -83,7 +84,7 @@ const policyRuleset: Ruleset = {
       elements: elementsOf([["\x06\0\0\0\x00\x01\0\0" + "\x06\0\0\0\x00\x09\0\0", { kind: "drop" }]]),
     }],
   ]),
-  chains: new Map([
+  chains: persistentMap<string, NftChain>([
     ["end", {
       rules: [[{ op: "limit", rate: 1, unitSeconds: 1, burst: 5 }, { op: "log", group: 1, prefix: "probe" }], [ACCEPT]],
     }],
@@ -111,6 +112,6 @@ const policyRuleset: Ruleset = {
 };
 
 const natRuleset: Ruleset = {
-  sets: new Map(),
-  chains: new Map([["nat", base("nat", "postrouting", 100, [[{ op: "masquerade" }]])]]),
+  sets: persistentMap(),
+  chains: persistentMap<string, NftChain>([["nat", base("nat", "postrouting", 100, [[{ op: "masquerade" }]])]]),
 };

@@ -1,5 +1,6 @@
 /** Our table as the kernel has it, in the form that render gives: equal content, equal value. */
 import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
+import { persistentMap } from "../../src/model/persistent_map.ts";
 import { isErrno } from "../../src/kernel/errors.ts";
 import {
   type BaseChain,
@@ -106,7 +107,7 @@ function readOnce(socket: NetlinkSocket, table: TableName): Omit<Found, "generat
     if (attributes.table !== table.table || attributes.name === undefined) continue;
     sets.set(attributes.name, readSet(socket, table, attributes.name, attributes));
   }
-  return { ruleset: { sets, chains: chains as ReadonlyMap<string, NftChain> }, replace: false };
+  return { ruleset: { sets: persistentMap(sets), chains: persistentMap<string, NftChain>(chains) }, replace: false };
 }
 
 /** A set that no state renders to: whatever is wanted in its place differs in form. */

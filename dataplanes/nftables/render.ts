@@ -1,20 +1,11 @@
 /**
- * `DesiredState` as the table `inet manx`. Pure: equal states give equal rulesets, whatever came before. What is unchanged
- * from one call to the next is the same object, so that `diff` need not look into it.
+ * `DesiredState` as the table `inet manx`. Pure: equal states give equal rulesets, whatever came before. A renderer keeps
+ * what the last state rendered to and follows what changed since, so that a changed pod costs work for that pod only.
  */
-import { type Address, type Cidr, cidrFamily, type Family, parseAddress } from "../../src/model/address.ts";
-import type {
-  AddressSet,
-  DesiredHostEndpoint,
-  DesiredState,
-  DesiredWorkload,
-  PolicyList,
-  ProtocolPort,
-  SetId,
-} from "../../src/model/desired.ts";
+import type { Cidr, Family } from "../../src/model/address.ts";
+import type { AddressSet, DesiredState, DesiredWorkload, PolicyList, SetId } from "../../src/model/desired.ts";
 import { digest } from "../../src/model/digest.ts";
-import type { PersistentMap } from "../../src/model/persistent_map.ts";
-import { persistentMap } from "../../src/model/persistent_map.ts";
+import { type MapEditor, persistentMap } from "../../src/model/persistent_map.ts";
 import {
   type AddressForm,
   addressForm,
@@ -22,46 +13,22 @@ import {
   hasFamily,
   isHost,
   type LengthCounts,
-  maximalNets,
   NetElements,
   PortElements,
   shortLengths,
 } from "./address_elements.ts";
+import { BaseChains, INTERFACE_NAME_MAX, type RenderOptions } from "./base_chains.ts";
+import { type AddressSetUse, type Compiled, compileList, DROP, type Endings, FILTER_ENDINGS, goto } from "./compile.ts";
 import {
-  ACCEPT,
-  type AddressSetUse,
-  type Compiled,
-  compileList,
-  DROP,
-  type Endings,
-  FILTER_ENDINGS,
-  goto,
-  isFamily,
-  isProtocol,
-  netSetName,
-  verdict,
-} from "./compile.ts";
-import { portBytes } from "./ports.ts";
-import {
-  type ElementKey,
-  elementsOf,
   type ElementValue,
-  type Expression,
   interfaceKey,
   type KeyField,
   type NftChain,
   type NftSet,
-  type Rule,
   type Ruleset,
-  type Verdict,
+  sameRules,
+  TrieElements,
 } from "./ruleset.ts";
-
-export interface RenderOptions {
-  /** NFLOG group of `log` rules. */
-  readonly logGroup: number;
-  /** One bit of the packet mark: policy before tracking or DNAT has allowed the packet at its host endpoint. */
-  readonly passedMark: number;
-}
 
 export interface Rendered {
   readonly ruleset: Ruleset;
@@ -69,607 +36,358 @@ export interface Rendered {
   readonly problems: readonly string[];
 }
 
-/** Interfaces with this prefix are pods', known or not: architecture.md, "Names that the kernel sees". */
-export const POD_PREFIX = "mx";
-/** IFNAMSIZ of include/uapi/linux/if.h, less the terminator. */
-const INTERFACE_NAME_MAX = 15;
+/** The sets that lead into the workloads' chains, by what their elements are. */
+const DISPATCH = {
+  workloads: { fields: ["ifname"], map: false },
+  "from-workload": { fields: ["ifname"], map: true },
+  "to-workload": { fields: ["ifname"], map: true },
+  self: { fields: ["ifname", "ifname"], map: false },
+  source4: { fields: ["ifname", "ipv4_addr"], map: false },
+  source6: { fields: ["ifname", "ipv6_addr"], map: false },
+} as const satisfies Readonly<Record<string, { readonly fields: readonly KeyField[]; readonly map: boolean }>>;
+type DispatchName = keyof typeof DISPATCH;
+const DISPATCH_NAMES = Object.keys(DISPATCH) as DispatchName[];
 
-const LINK_LOCAL = parseAddress("fe80::") as Address;
+/** A list that something leads to. */
+interface ListUse {
+  readonly list: PolicyList;
+  readonly endings: Endings;
+  compiled: Compiled;
+  users: number;
+}
+interface AddressSetUsers {
+  readonly use: AddressSetUse;
+  users: number;
+}
 
-const iifname = (dreg = 0): Expression => ({ op: "meta", key: "iifname", dreg });
-const oifname = (dreg = 0): Expression => ({ op: "meta", key: "oifname", dreg });
-const ctState = (dreg = 0): Expression => ({ op: "ct", key: "state", dreg });
-const lookup = (set: string, invert = false): Expression => ({ op: "lookup", set, sreg: 0, invert });
-const vmap = (set: string): Expression => ({ op: "vmap", set, sreg: 0 });
-const isPod = (load: Expression): readonly Expression[] => [load, { op: "cmp", sreg: 0, is: "eq", data: POD_PREFIX }];
-const isInterface = (load: Expression, name: string): readonly Expression[] => [
-  load,
-  { op: "cmp", sreg: 0, is: "eq", data: interfaceKey(name) },
-];
-/** IPv6 source or destination, IPv4 the same: header offsets of RFC 8200 section 3 and RFC 791 section 3.1. */
-const addressAt = (family: Family, end: "source" | "destination", dreg: number): Expression => ({
-  op: "payload",
-  base: "network",
-  offset: family === 4 ? (end === "source" ? 12 : 16) : (end === "source" ? 8 : 24),
-  length: family === 4 ? 4 : 16,
-  dreg,
-});
+const NO_SETS: DesiredState["sets"] = persistentMap();
+const NO_WORKLOADS: DesiredState["workloads"] = persistentMap();
+const NO_MEMBERS: AddressSet["members"] = persistentMap();
+const emptySet = (id: SetId): AddressSet => ({ id, kind: "net", title: "", members: NO_MEMBERS });
 
-/** NF_CT_STATE_BIT of include/uapi/linux/netfilter/nf_conntrack_common.h, as `ct state` gives them: host byte order. */
-const CT_STATE = {
-  invalid: "\x01\0\0\0",
-  established: "\x02\0\0\0",
-  related: "\x04\0\0\0",
-  untracked: "\x40\0\0\0",
-} as const;
-
-/** A 32-bit number as registers hold it: host byte order. */
-const hostWord = (value: number): string =>
-  String.fromCharCode(value & 0xff, value >>> 8 & 0xff, value >>> 16 & 0xff, value >>> 24);
-
-const tableSet = (
-  fields: readonly KeyField[],
-  entries: Iterable<readonly [ElementKey, ElementValue]>,
-  kind: { readonly map?: boolean; readonly interval?: boolean } = {},
-): NftSet => ({ fields, interval: kind.interval ?? false, map: kind.map ?? false, elements: elementsOf(entries) });
-
-/** Holds what earlier states left for sharing; its output does not depend on it. */
+/** A stateful shortcut to a pure function: what it gives does not depend on what it was given before. */
 export class Renderer {
-  private lists = new WeakMap<PolicyList, Map<string, Compiled>>();
-  private counts = new Map<SetId, LengthCounts>();
-  private nextCounts = new Map<SetId, LengthCounts>();
-  private addressSets = new Map<string, { readonly use: AddressSetUse; readonly set: NftSet }>();
+  private state: DesiredState | undefined;
+  private chains: MapEditor<string, NftChain> = persistentMap<string, NftChain>().edit();
+  private sets: MapEditor<string, NftSet> = persistentMap<string, NftSet>().edit();
+  private readonly dispatch = new Map<DispatchName, MapEditor<string, ElementValue>>(
+    DISPATCH_NAMES.map((name) => [name, persistentMap<string, ElementValue>().edit()]),
+  );
+  /** By id and endings. */
+  private readonly lists = new Map<string, ListUse>();
+  /** How many compiled lists, base chains included, have the chain or fixed set. */
+  private readonly chainUsers = new Map<string, number>();
+  private readonly setUsers = new Map<string, number>();
+  private readonly addressSets = new Map<string, AddressSetUsers>();
+  /** Names of address sets, and keys of lists, that an address set of the state has a part in. */
+  private readonly addressSetsOf = new Map<SetId, Set<string>>();
+  private readonly listsOf = new Map<SetId, Set<string>>();
+  private readonly counts = new Map<SetId, LengthCounts>();
+  private readonly claims = new Map<string, Map<string, DesiredWorkload>>();
+  private readonly unusable = new Map<string, string>();
+  private base: BaseChains | undefined;
+  private baseLists: readonly string[] = [];
 
   constructor(readonly options: RenderOptions) {}
 
   render(state: DesiredState): Rendered {
-    const build = new Build(this, state);
-    build.table();
-    const addressSets = new Map<string, { readonly use: AddressSetUse; readonly set: NftSet }>();
-    for (const [name, use] of build.uses) {
-      const set = this.addressSet(state, use, this.addressSets.get(name)?.set);
-      addressSets.set(name, { use, set });
-      build.sets.set(name, set);
+    const before = this.state;
+    this.state = state;
+    if (before !== state) {
+      this.followSets(before?.sets ?? NO_SETS, state);
+      this.followWorkloads(before?.workloads ?? NO_WORKLOADS, state);
+      this.followBase(before, state);
+      for (const [id, counts] of this.counts) if (counts.packed) this.counts.set(id, { ...counts, packed: undefined });
     }
-    this.addressSets = addressSets;
-    this.counts = this.nextCounts;
-    this.nextCounts = new Map();
-    return { ruleset: { sets: build.sets, chains: build.chains }, problems: [...build.problems].sort() };
+    return { ruleset: { sets: this.sets.finish(), chains: this.chains.finish() }, problems: this.problems() };
   }
 
-  compile(state: DesiredState, list: PolicyList, endings: Endings): Compiled {
-    const key = JSON.stringify(endings);
-    let versions = this.lists.get(list);
-    if (versions === undefined) this.lists.set(list, versions = new Map());
-    const cached = versions.get(key);
-    if (cached !== undefined && this.stands(state, cached)) return cached;
-    const suffix = endings === FILTER_ENDINGS ? list.id : `${list.id}|${key}`;
-    const name = /^[A-Za-z0-9_-]{1,64}$/.test(suffix) ? `list-${suffix}` : `list-${digest(suffix)}`;
-    const form = (family: Family, ids: readonly SetId[], nets: readonly Cidr[]) => this.form(state, family, ids, nets);
-    const compiled = compileList(list, name, { endings, form, logGroup: this.options.logGroup });
-    versions.set(key, compiled);
-    return compiled;
+  private problems(): readonly string[] {
+    const problems = new Set([...this.unusable.values(), ...(this.base?.problems ?? [])]);
+    for (const [name, claims] of this.claims) {
+      for (const id of [...claims.keys()].sort().slice(1)) {
+        problems.add(`workload ${id}: interface ${name} is another workload's too; its packets are dropped`);
+      }
+    }
+    for (const { list, compiled } of this.lists.values()) {
+      for (const note of compiled.notes) problems.add(`policy list ${list.id}: ${note}`);
+    }
+    return [...problems].sort();
+  }
+
+  // ----------------------------------------------------------------------------------------------------- address sets
+
+  private followSets(before: DesiredState["sets"], state: DesiredState): void {
+    const touched = new Set<SetId>();
+    for (const { key } of state.sets.changesSince(before)) if (this.addressSetsOf.has(key)) touched.add(key);
+    const names = new Set<string>(), lists = new Set<string>();
+    for (const id of touched) {
+      this.counts.set(id, countLengths(this.setOf(id), this.counts.get(id)));
+      for (const name of this.addressSetsOf.get(id)!) names.add(name);
+      for (const key of this.listsOf.get(id) ?? []) lists.add(key);
+    }
+    for (const key of lists) {
+      const use = this.lists.get(key)!;
+      if (this.stands(use.compiled)) continue;
+      const old = use.compiled;
+      use.compiled = this.compile(key, use.list, use.endings);
+      this.retain(key, use.compiled);
+      this.release(key, old);
+    }
+    for (const name of names) {
+      const found = this.addressSets.get(name);
+      if (found !== undefined) this.sets.set(name, this.renderAddressSet(found.use));
+    }
+  }
+
+  private setOf(id: SetId): AddressSet {
+    return this.state!.sets.get(id) ?? emptySet(id);
+  }
+
+  private countsOf(id: SetId): LengthCounts {
+    let counts = this.counts.get(id);
+    if (counts === undefined) this.counts.set(id, counts = countLengths(this.setOf(id), undefined));
+    return counts;
+  }
+
+  private formOf(family: Family, ids: readonly SetId[], nets: readonly Cidr[]): AddressForm {
+    return addressForm(family, ids.map((id) => this.countsOf(id)), nets);
   }
 
   /** Whether the sets it looks up still have the forms it was compiled for. */
-  private stands(state: DesiredState, compiled: Compiled): boolean {
+  private stands(compiled: Compiled): boolean {
     for (const use of compiled.addressSets.values()) {
       if (use.kind !== "net" || use.ids.length === 0) continue;
-      const form = this.form(state, use.family, use.ids, use.nets);
+      const form = this.formOf(use.family, use.ids, use.nets);
       if (form.interval !== use.form.interval || form.capacity !== use.form.capacity) return false;
     }
     return true;
   }
 
-  private form(state: DesiredState, family: Family, ids: readonly SetId[], nets: readonly Cidr[]): AddressForm {
-    return addressForm(family, ids.map((id) => this.lengths(state, id)), nets);
-  }
-
-  private lengths(state: DesiredState, id: SetId): LengthCounts {
-    let counts = this.nextCounts.get(id);
-    if (counts === undefined) {
-      counts = countLengths(state.sets.get(id) ?? emptySet(id), this.counts.get(id));
-      this.nextCounts.set(id, counts);
-    }
-    return counts;
-  }
-
-  private addressSet(state: DesiredState, use: AddressSetUse, before: NftSet | undefined): NftSet {
+  private renderAddressSet(use: AddressSetUse): NftSet {
     if (use.kind === "port") {
-      const members = (state.sets.get(use.id) ?? emptySet(use.id)).members;
-      const known = before?.elements;
-      if (before !== undefined && known instanceof PortElements && known.source === members) return before;
-      return {
-        fields: [`ipv${use.family}_addr`, "inet_proto", "inet_service"],
-        interval: false,
-        map: false,
-        elements: new PortElements(use.family, members),
-      };
+      const elements = new PortElements(use.family, this.setOf(use.id).members);
+      return { fields: [`ipv${use.family}_addr`, "inet_proto", "inet_service"], interval: false, map: false, elements };
     }
-    const sources = use.ids.map((id) => (state.sets.get(id) ?? emptySet(id)).members);
-    const known = before?.elements;
-    if (
-      before !== undefined && known instanceof NetElements && known.sources.every((source, i) => source === sources[i])
-    ) return before;
-    const filled = sources.filter((_, i) => hasFamily(this.lengths(state, use.ids[i]!), use.family));
-    const lengths = new Set(use.ids.flatMap((id) => shortLengths(this.lengths(state, id), use.family)));
+    const sources = use.ids.map((id) => this.setOf(id).members);
+    const filled = sources.filter((_, i) => hasFamily(this.countsOf(use.ids[i]!), use.family));
+    const lengths = new Set(use.ids.flatMap((id) => shortLengths(this.countsOf(id), use.family)));
     for (const net of use.nets) if (!isHost(net)) lengths.add(net.charCodeAt(net.length - 1));
-    const elements = new NetElements(
-      use.family,
-      sources,
-      filled,
-      use.nets,
-      [...lengths].sort((a, b) => a - b),
-      use.form.interval,
-    );
+    const sorted = [...lengths].sort((a, b) => a - b);
+    const alone = sources.length === 1 && use.nets.length === 0 && !use.form.interval;
+    const packed = alone ? this.countsOf(use.ids[0]!).packed?.[use.family] : undefined;
+    const elements = new NetElements(use.family, sources, filled, use.nets, sorted, use.form.interval, packed);
     return { fields: [`ipv${use.family}_addr`], ...use.form, map: false, elements };
   }
-}
 
-const NO_MEMBERS: AddressSet["members"] = persistentMap();
-const emptySet = (id: SetId): AddressSet => ({ id, kind: "net", title: "", members: NO_MEMBERS });
-
-/** One render: the table as it grows. */
-class Build {
-  readonly sets = new Map<string, NftSet>();
-  readonly chains = new Map<string, NftChain>();
-  readonly uses = new Map<string, AddressSetUse>();
-  readonly problems = new Set<string>();
-
-  constructor(readonly renderer: Renderer, readonly state: DesiredState) {}
-
-  table(): void {
-    const workloads = this.usableWorkloads();
-    const hosts = this.hostInterfaces();
-    this.states();
-    this.workloadSets(workloads);
-    this.rawPrerouting(hosts);
-    this.preDnat(hosts);
-    this.input(hosts);
-    this.forward(hosts);
-    this.output(hosts);
-    this.masquerade();
-  }
-
-  /** Goes to what a list compiles to, which is added. */
-  private list(list: PolicyList, endings: Endings = FILTER_ENDINGS): Verdict {
-    const compiled = this.renderer.compile(this.state, list, endings);
-    for (const [name, chain] of compiled.chains) this.chains.set(name, chain);
-    for (const [name, set] of compiled.fixedSets) this.sets.set(name, set);
-    for (const [name, use] of compiled.addressSets) this.uses.set(name, use);
-    for (const note of compiled.notes) this.problems.add(`policy list ${list.id}: ${note}`);
-    return goto(compiled.head);
-  }
-
-  private chain(rules: readonly Rule[]): Verdict {
-    const name = `c-${digest(JSON.stringify(rules))}`;
-    this.chains.set(name, { rules });
-    return goto(name);
-  }
-
-  private base(
-    name: string,
-    hook: "prerouting" | "input" | "forward" | "output" | "postrouting",
-    priority: number,
-    rules: readonly Rule[],
-    type: "filter" | "nat" = "filter",
-  ): void {
-    this.chains.set(name, { base: { type, hook, priority, policy: "accept" }, rules });
-  }
-
-  // ---------------------------------------------------------------------------------------------------------- workloads
-
-  /** By interface name; `undefined` where two claim one interface, which then is cut off. */
-  private usableWorkloads(): ReadonlyMap<string, DesiredWorkload | undefined> {
-    const byInterface = new Map<string, DesiredWorkload | undefined>();
-    for (const workload of sortedValues(this.state.workloads)) {
-      const name = workload.interfaceName;
-      if (name === "" || name.length > INTERFACE_NAME_MAX) {
-        this.problems.add(
-          `workload ${workload.id}: found interface ${
-            JSON.stringify(name)
-          }, wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`,
-        );
-      } else if (byInterface.has(name)) {
-        this.problems.add(
-          `workload ${workload.id}: interface ${name} is another workload's too; its packets are dropped`,
-        );
-        byInterface.set(name, undefined);
-      } else byInterface.set(name, workload);
+  private retainAddressSet(name: string, use: AddressSetUse): void {
+    const found = this.addressSets.get(name);
+    if (found !== undefined) {
+      found.users++;
+      return;
     }
-    return new Map([...byInterface].sort(([a], [b]) => a < b ? -1 : 1));
+    this.addressSets.set(name, { use, users: 1 });
+    for (const id of idsOf(use)) add(this.addressSetsOf, id, name);
+    this.sets.set(name, this.renderAddressSet(use));
   }
 
-  private workloadSets(workloads: ReadonlyMap<string, DesiredWorkload | undefined>): void {
-    const from: [string, Verdict][] = [], to: [string, Verdict][] = [];
-    const names: [string, true][] = [], self: [string, true][] = [];
-    const sources: { 4: [string, true][]; 6: [string, true][] } = { 4: [], 6: [] };
-    for (const [name, workload] of workloads) {
-      const key = interfaceKey(name);
-      names.push([key, true]);
-      if (workload === undefined) {
-        from.push([key, DROP]);
-        to.push([key, DROP]);
-        continue;
+  private releaseAddressSet(name: string): void {
+    const found = this.addressSets.get(name)!;
+    if (--found.users > 0) return;
+    this.addressSets.delete(name);
+    this.sets.delete(name);
+    for (const id of idsOf(found.use)) {
+      remove(this.addressSetsOf, id, name);
+      if (!this.addressSetsOf.has(id)) this.counts.delete(id);
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ lists
+
+  /** The key of the list; give it to `leave` when nothing leads there any more. */
+  private enter(list: PolicyList, endings: Endings): string {
+    const key = endings === FILTER_ENDINGS ? list.id : `${list.id}|${JSON.stringify(endings)}`;
+    const found = this.lists.get(key);
+    if (found !== undefined) {
+      found.users++;
+      return key;
+    }
+    const compiled = this.compile(key, list, endings);
+    this.lists.set(key, { list, endings, compiled, users: 1 });
+    this.retain(key, compiled);
+    return key;
+  }
+
+  private leave(key: string): void {
+    const found = this.lists.get(key)!;
+    if (--found.users > 0) return;
+    this.lists.delete(key);
+    this.release(key, found.compiled);
+  }
+
+  private compile(key: string, list: PolicyList, endings: Endings): Compiled {
+    const form = (family: Family, ids: readonly SetId[], nets: readonly Cidr[]) => this.formOf(family, ids, nets);
+    return compileList(list, headName(key), { endings, form, logGroup: this.options.logGroup });
+  }
+
+  private retain(key: string, compiled: Compiled): void {
+    for (const [name, chain] of compiled.chains) {
+      const users = this.chainUsers.get(name) ?? 0;
+      this.chainUsers.set(name, users + 1);
+      // Others are named by their content.
+      if (users === 0 || name === compiled.head) this.chains.set(name, chain);
+    }
+    for (const [name, set] of compiled.fixedSets) {
+      const users = this.setUsers.get(name) ?? 0;
+      this.setUsers.set(name, users + 1);
+      if (users === 0) this.sets.set(name, set);
+    }
+    for (const [name, use] of compiled.addressSets) {
+      this.retainAddressSet(name, use);
+      for (const id of idsOf(use)) add(this.listsOf, id, key);
+    }
+  }
+
+  /** `key` may be retained again in another form: what it then still uses stays its own. */
+  private release(key: string, compiled: Compiled): void {
+    const current = this.lists.get(key)?.compiled;
+    const still = new Set([...(current?.addressSets.values() ?? [])].flatMap(idsOf));
+    for (const name of compiled.chains.keys()) this.dropOne(this.chainUsers, this.chains, name);
+    for (const name of compiled.fixedSets.keys()) this.dropOne(this.setUsers, this.sets, name);
+    for (const [name, use] of compiled.addressSets) {
+      for (const id of idsOf(use)) if (!still.has(id)) remove(this.listsOf, id, key);
+      this.releaseAddressSet(name);
+    }
+  }
+
+  private dropOne<V>(users: Map<string, number>, from: MapEditor<string, V>, name: string): void {
+    const left = users.get(name)! - 1;
+    if (left > 0) users.set(name, left);
+    else {
+      users.delete(name);
+      from.delete(name);
+    }
+  }
+
+  // -------------------------------------------------------------------------------------------------------- workloads
+
+  private followWorkloads(before: DesiredState["workloads"], state: DesiredState): void {
+    const changed = new Set<string>();
+    const left: string[] = [];
+    for (const change of state.workloads.changesSince(before)) {
+      if (change.before !== undefined) {
+        this.unusable.delete(change.key);
+        const name = change.before.interfaceName;
+        this.claims.get(name)?.delete(change.key);
+        changed.add(name);
+        // What it leads to goes after what comes is there, so that what both share is not made twice.
+        left.push(change.before.egress.id, change.before.ingress.id);
       }
-      from.push([key, this.list(workload.egress)]);
-      to.push([key, this.list(workload.ingress)]);
-      self.push([key + key, true]);
-      for (const address of workload.addresses) sources[address.length === 4 ? 4 : 6].push([key + address, true]);
-    }
-    this.sets.set("workloads", tableSet(["ifname"], names));
-    this.sets.set("from-workload", tableSet(["ifname"], from, { map: true }));
-    this.sets.set("to-workload", tableSet(["ifname"], to, { map: true }));
-    this.sets.set("self", tableSet(["ifname", "ifname"], self));
-    this.sets.set("source4", tableSet(["ifname", "ipv4_addr"], sources[4]));
-    this.sets.set("source6", tableSet(["ifname", "ipv6_addr"], sources[6]));
-  }
-
-  /** Established and related flows are through; invalid packets of workloads are not; neighbour discovery always is. */
-  private states(): void {
-    const map = (name: string, invalid: string, neighbours: string) =>
-      this.sets.set(
-        name,
-        tableSet(["ct_state"], [
-          [CT_STATE.invalid, { kind: "jump", chain: invalid }],
-          [CT_STATE.established, ACCEPT],
-          [CT_STATE.related, ACCEPT],
-          [CT_STATE.untracked, { kind: "jump", chain: neighbours }],
-        ], { map: true }),
-      );
-    map("state-forward", "invalid-forward", "neighbours");
-    map("state-input", "invalid-input", "neighbours-input");
-    const fromPod: readonly Rule[] = [
-      [iifname(), lookup("workloads"), verdict(DROP)],
-      [...isPod(iifname()), verdict(DROP)],
-    ];
-    const toPod: readonly Rule[] = [
-      [oifname(), lookup("workloads"), verdict(DROP)],
-      [...isPod(oifname()), verdict(DROP)],
-    ];
-    this.chains.set("invalid-forward", { rules: [...fromPod, ...toPod] });
-    this.chains.set("invalid-input", { rules: fromPod });
-    // RFC 4861, RFC 2710: the kernel leaves them untracked.
-    const neighbour: Rule = [...isFamily(6), ...isProtocol(58), ...icmpv6Type("\x82", "\x88"), verdict(ACCEPT)];
-    this.chains.set("neighbours", { rules: [neighbour] });
-    // In `input` host endpoints come after workloads, and theirs is not exempt.
-    this.chains.set("neighbours-input", { rules: [[iifname(), lookup("workloads"), ...neighbour]] });
-  }
-
-  private rawPrerouting(hosts: HostInterfaces): void {
-    const neighbour: readonly Expression[] = [
-      ...isFamily(6),
-      ...isProtocol(58),
-      { op: "payload", base: "transport", offset: 0, length: 1, dreg: 0 },
-      lookup("unspoofable-types"),
-    ];
-    // 130 … 136 and MLDv2 reports (RFC 3810), which a pod sends from its link-local or from no address.
-    this.sets.set(
-      "unspoofable-types",
-      tableSet(
-        ["icmpv6_type"],
-        [0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x8f].map((type) => [String.fromCharCode(type), true]),
-      ),
-    );
-    this.chains.set("source-check", {
-      rules: [
-        [...isFamily(4), iifname(), addressAt(4, "source", 4), lookup("source4"), verdict(ACCEPT)],
-        [...isFamily(6), iifname(), addressAt(6, "source", 4), lookup("source6"), verdict(ACCEPT)],
-        [
-          ...neighbour,
-          addressAt(6, "source", 0),
-          { op: "bitwise", sreg: 0, dreg: 0, mask: "\xff\xc0" + "\0".repeat(14), xor: "\0".repeat(16) },
-          { op: "cmp", sreg: 0, is: "eq", data: LINK_LOCAL },
-          verdict(ACCEPT),
-        ],
-        [
-          ...neighbour,
-          addressAt(6, "source", 0),
-          { op: "cmp", sreg: 0, is: "eq", data: "\0".repeat(16) },
-          verdict(ACCEPT),
-        ],
-        [verdict(DROP)],
-      ],
-    });
-    const rules: Rule[] = [
-      [iifname(), lookup("workloads"), verdict(goto("source-check"))],
-      [...isPod(iifname()), verdict(DROP)],
-    ];
-    this.untracked(hosts, "ingress", rules);
-    this.base("raw-prerouting", "prerouting", -300, rules);
-  }
-
-  private forward(hosts: HostInterfaces): void {
-    const own: Rule = [iifname(), oifname(4), lookup("self"), verdict(ACCEPT)];
-    this.base("forward-from", "forward", -1, [
-      [ctState(), vmap("state-forward")],
-      own,
-      [iifname(), vmap("from-workload")],
-      [...isPod(iifname()), verdict(DROP)],
-    ]);
-    this.base("forward-to", "forward", 0, [
-      [ctState(), vmap("state-forward")],
-      own,
-      [oifname(), vmap("to-workload")],
-      [...isPod(oifname()), verdict(DROP)],
-    ]);
-    this.hostChain(
-      "host-forward-in",
-      "forward",
-      -2,
-      "ingress",
-      hosts,
-      (endpoint) => endpoint.forwardIngress && this.hostList(endpoint.forwardIngress),
-    );
-    this.hostChain(
-      "host-forward-out",
-      "forward",
-      1,
-      "egress",
-      hosts,
-      (endpoint) => endpoint.forwardEgress && this.hostList(endpoint.forwardEgress),
-    );
-  }
-
-  private input(hosts: HostInterfaces): void {
-    const rules: Rule[] = [
-      [ctState(), vmap("state-input")],
-      [iifname(), vmap("from-workload")],
-      [...isPod(iifname()), verdict(DROP)],
-    ];
-    if (hosts.any) {
-      const failsafe = this.failsafe("inbound");
-      rules.push(...this.passed(hosts, "ingress"));
-      rules.push(
-        ...this.hostDispatch("host-input", "ingress", hosts, (endpoint) => this.hostList(endpoint.ingress, [failsafe])),
-      );
-    }
-    this.base("input", "input", 0, rules);
-  }
-
-  private output(hosts: HostInterfaces): void {
-    if (!hosts.any) return;
-    const failsafe = this.failsafe("outbound");
-    const rules: Rule[] = [
-      [ctState(), vmap("state-host")],
-      ...this.passed(hosts, "egress"),
-      ...this.hostDispatch(
-        "host-output",
-        "egress",
-        hosts,
-        (endpoint) => this.hostList(endpoint.egress, [failsafe]),
-        true,
-      ),
-    ];
-    this.stateHost();
-    this.base("output", "output", 0, rules);
-    const raw: Rule[] = [];
-    this.untracked(hosts, "egress", raw);
-    if (raw.length > 0) this.base("raw-output", "output", -300, raw);
-  }
-
-  // ------------------------------------------------------------------------------------------------------ host endpoints
-
-  private hostInterfaces(): HostInterfaces {
-    const named = new Map<string, DesiredHostEndpoint>();
-    let star: DesiredHostEndpoint | undefined;
-    for (const endpoint of sortedValues(this.state.hostEndpoints)) {
-      const claim = (what: string) =>
-        this.problems.add(`host endpoint ${endpoint.id}: ${what} is another host endpoint's already`);
-      if (endpoint.interfaces === "*") {
-        if (star === undefined) star = endpoint;
-        else claim("every interface");
-        continue;
-      }
-      for (const name of endpoint.interfaces) {
+      if (change.after !== undefined) {
+        const workload = change.after;
+        const name = workload.interfaceName;
+        this.enter(workload.egress, FILTER_ENDINGS);
+        this.enter(workload.ingress, FILTER_ENDINGS);
         if (name === "" || name.length > INTERFACE_NAME_MAX) {
-          this.problems.add(
-            `host endpoint ${endpoint.id}: found interface ${
-              JSON.stringify(name)
-            }, wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`,
-          );
-        } else if (named.has(name)) claim(`interface ${name}`);
-        else named.set(name, endpoint);
+          const wanted = `wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`;
+          this.unusable.set(change.key, `workload ${workload.id}: found interface ${JSON.stringify(name)}, ${wanted}`);
+          continue;
+        }
+        const claims = this.claims.get(name) ?? new Map<string, DesiredWorkload>();
+        this.claims.set(name, claims.set(change.key, workload));
+        changed.add(name);
       }
     }
-    const sorted = new Map([...named].sort(([a], [b]) => a < b ? -1 : 1));
-    return { named: sorted, star, any: star !== undefined || sorted.size > 0 };
-  }
-
-  private stateHost(): void {
-    this.sets.set(
-      "state-host",
-      tableSet(["ct_state"], [
-        [CT_STATE.established, ACCEPT],
-        [CT_STATE.related, ACCEPT],
-      ], { map: true }),
-    );
-  }
-
-  /** A list behind what host endpoints have before it: invalid packets drop, failsafe ports are open. */
-  private hostList(list: PolicyList, before: readonly Rule[] = []): Verdict {
-    const invalid: Rule = [ctState(), { op: "cmp", sreg: 0, is: "eq", data: CT_STATE.invalid }, verdict(DROP)];
-    return this.chain([invalid, ...before, [verdict(this.list(list))]]);
-  }
-
-  /** Whether some host endpoint has policy before connection tracking or DNAT: it then marks what it allows. */
-  private marks(hosts: HostInterfaces, direction: "ingress" | "egress"): boolean {
-    const has = (endpoint: DesiredHostEndpoint) =>
-      direction === "ingress" ? endpoint.untrackedIngress ?? endpoint.preDnat : endpoint.untrackedEgress;
-    return [...hosts.named.values(), hosts.star].some((endpoint) =>
-      endpoint !== undefined && has(endpoint) !== undefined
-    );
-  }
-
-  /** What was allowed before at its host endpoint meets no more of that endpoint's policy. */
-  private passed(hosts: HostInterfaces, direction: "ingress" | "egress"): readonly Rule[] {
-    if (!this.marks(hosts, direction)) return [];
-    const bit = this.renderer.options.passedMark;
-    return [[
-      { op: "meta", key: "mark", dreg: 0 },
-      { op: "bitwise", sreg: 0, dreg: 0, mask: hostWord(bit), xor: hostWord(0) },
-      { op: "cmp", sreg: 0, is: "neq", data: hostWord(0) },
-      verdict(ACCEPT),
-    ]];
-  }
-
-  private setPassed(passed: boolean): readonly Expression[] {
-    const bit = this.renderer.options.passedMark;
-    return [
-      { op: "meta", key: "mark", dreg: 0 },
-      { op: "bitwise", sreg: 0, dreg: 0, mask: hostWord(~bit), xor: hostWord(passed ? bit : 0) },
-      { op: "setMark", sreg: 0 },
-    ];
-  }
-
-  /** Rules that send packets of host endpoints' interfaces on their way; none where no endpoint has anything to say. */
-  private hostDispatch(
-    mapName: string,
-    direction: "ingress" | "egress",
-    hosts: HostInterfaces,
-    judge: (endpoint: DesiredHostEndpoint) => Verdict | undefined,
-    starMeetsWorkloads = false,
-  ): readonly Rule[] {
-    const star = hosts.star === undefined ? undefined : judge(hosts.star);
-    const entries: [string, Verdict][] = [];
-    let judged = star !== undefined;
-    for (const [name, endpoint] of hosts.named) {
-      const to = judge(endpoint);
-      if (to !== undefined) judged = true;
-      entries.push([interfaceKey(name), to ?? ACCEPT]);
+    for (const key of left) this.leave(key);
+    for (const name of changed) this.dispatchTo(name);
+    for (const name of DISPATCH_NAMES) {
+      const elements = this.dispatch.get(name)!.finish();
+      const set = this.sets.get(name);
+      if (set !== undefined && (set.elements as TrieElements).entries === elements) continue;
+      this.sets.set(name, { ...DISPATCH[name], interval: false, elements: new TrieElements(elements) });
     }
-    if (!judged) return [];
-    const load = direction === "ingress" ? iifname() : oifname();
-    const rules: Rule[] = [];
-    if (entries.length > 0) {
-      this.sets.set(mapName, tableSet(["ifname"], entries, { map: true }));
-      rules.push([load, vmap(mapName)]);
+  }
+
+  /** Brings the entries of one interface to who claims it: one workload, several (which cuts it off), or none. */
+  private dispatchTo(name: string): void {
+    const key = interfaceKey(name);
+    const put = (set: DispatchName, element: string, value: ElementValue) =>
+      this.dispatch.get(set)!.set(element, value);
+    for (const set of DISPATCH_NAMES) {
+      for (const element of this.entriesOf.get(`${set} ${name}`) ?? []) this.dispatch.get(set)!.delete(element);
     }
-    if (star !== undefined) {
-      if (!starMeetsWorkloads) {
-        rules.push([load, lookup("workloads"), verdict(ACCEPT)], [...isPod(load), verdict(ACCEPT)]);
-      }
-      rules.push([...isInterface(load, "lo"), verdict(ACCEPT)], [verdict(star)]);
+    for (const set of DISPATCH_NAMES) this.entriesOf.delete(`${set} ${name}`);
+    const claims = this.claims.get(name);
+    if (claims === undefined || claims.size === 0) {
+      this.claims.delete(name);
+      return;
     }
-    return rules;
+    const enter = (set: DispatchName, element: string, value: ElementValue) => {
+      put(set, element, value);
+      const entries = this.entriesOf.get(`${set} ${name}`) ?? [];
+      this.entriesOf.set(`${set} ${name}`, [...entries, element]);
+    };
+    enter("workloads", key, true);
+    if (claims.size > 1) {
+      enter("from-workload", key, DROP);
+      enter("to-workload", key, DROP);
+      return;
+    }
+    const [workload] = claims.values();
+    enter("from-workload", key, goto(headName(workload!.egress.id)));
+    enter("to-workload", key, goto(headName(workload!.ingress.id)));
+    enter("self", key + key, true);
+    for (const address of workload!.addresses) enter(address.length === 4 ? "source4" : "source6", key + address, true);
   }
+  /** Elements of a dispatch set, by its name and the interface's. */
+  private readonly entriesOf = new Map<string, readonly string[]>();
 
-  private hostChain(
-    name: string,
-    hook: "forward" | "prerouting",
-    priority: number,
-    direction: "ingress" | "egress",
-    hosts: HostInterfaces,
-    judge: (endpoint: DesiredHostEndpoint) => Verdict | undefined,
-  ): void {
-    const rules = this.hostDispatch(name, direction, hosts, judge);
-    if (rules.length === 0) return;
-    this.stateHost();
-    const passed = direction === "ingress" ? this.passed(hosts, direction) : [];
-    this.base(name, hook, priority, [[ctState(), vmap("state-host")], ...passed, ...rules]);
-  }
+  // ------------------------------------------------------------------------------------------------------ base chains
 
-  private preDnat(hosts: HostInterfaces): void {
-    const wanted = [...hosts.named.values(), hosts.star].some((endpoint) => endpoint?.preDnat !== undefined);
-    if (!wanted) return;
-    const failsafe = this.failsafe("inbound");
-    this.chains.set("passed", { rules: [[...this.setPassed(true), verdict(ACCEPT)]] });
-    const endings: Endings = { allow: goto("passed"), deny: DROP, next: ACCEPT };
-    // After conntrack (-200), before dstnat (-100).
-    this.hostChain(
-      "pre-dnat",
-      "prerouting",
-      -150,
-      "ingress",
-      hosts,
-      (endpoint) => endpoint.preDnat && this.chain([failsafe, [verdict(this.list(endpoint.preDnat, endings))]]),
-    );
-  }
-
-  private untracked(hosts: HostInterfaces, direction: "ingress" | "egress", rules: Rule[]): void {
-    const listOf = (endpoint: DesiredHostEndpoint) =>
-      direction === "ingress" ? endpoint.untrackedIngress : endpoint.untrackedEgress;
-    if (!this.marks(hosts, direction)) return;
-    rules.push([...this.setPassed(false)]);
+  private followBase(before: DesiredState | undefined, state: DesiredState): void {
     if (
-      ![...hosts.named.values(), hosts.star].some((endpoint) =>
-        endpoint !== undefined && listOf(endpoint) !== undefined
-      )
+      this.base !== undefined && before?.hostEndpoints === state.hostEndpoints && before.failsafe === state.failsafe &&
+      before.masquerade === state.masquerade
     ) return;
-    this.chains.set("no-track", { rules: [[{ op: "notrack" }, ...this.setPassed(true), verdict(ACCEPT)]] });
-    const endings: Endings = { allow: goto("no-track"), deny: DROP, next: ACCEPT };
-    // Without flows an answer is known by its source port only.
-    const failsafe = direction === "ingress"
-      ? [this.failsafe("inbound"), this.failsafe("outbound", "source")]
-      : [this.failsafe("outbound"), this.failsafe("inbound", "source")];
-    rules.push(...this.hostDispatch(
-      direction === "ingress" ? "host-raw-in" : "host-raw-out",
-      direction,
-      hosts,
-      (endpoint) => {
-        const list = listOf(endpoint);
-        return list === undefined ? undefined : this.chain([...failsafe, [verdict(this.list(list, endings))]]);
-      },
-      direction === "egress",
-    ));
-  }
-
-  private failsafe(which: "inbound" | "outbound", end: "source" | "destination" = "destination"): Rule {
-    const name = `failsafe-${which}`;
-    const key = ({ protocol, port }: ProtocolPort) =>
-      String.fromCharCode(protocol) + "\0\0\0" + portBytes(port) + "\0\0";
-    this.sets.set(
-      name,
-      tableSet(["inet_proto", "inet_service"], this.state.failsafe[which].map((port) => [key(port), true])),
-    );
-    return [
-      { op: "meta", key: "l4proto", dreg: 0 },
-      { op: "payload", base: "transport", offset: end === "source" ? 0 : 2, length: 2, dreg: 1 },
-      lookup(name),
-      verdict(ACCEPT),
-    ];
-  }
-
-  // ----------------------------------------------------------------------------------------------------------- masquerade
-
-  private masquerade(): void {
-    const { sources, inside } = this.state.masquerade;
-    const rules: Rule[] = [];
-    for (const family of [4, 6] as const) {
-      const ours = (nets: readonly Cidr[]) => maximalNets(nets.filter((net) => cidrFamily(net) === family));
-      const from = ours(sources), within = ours(inside);
-      if (from.length === 0) continue;
-      const rule: Expression[] = [
-        ...isFamily(family),
-        addressAt(family, "source", 0),
-        lookup(this.netSet(family, from)),
-      ];
-      if (within.length > 0) rule.push(addressAt(family, "destination", 0), lookup(this.netSet(family, within), true));
-      rules.push([...rule, { op: "masquerade" }]);
+    const lists: string[] = [];
+    const base = new BaseChains(state, this.options, (list, endings) => {
+      const key = this.enter(list, endings);
+      lists.push(key);
+      return headName(key);
+    });
+    for (const [name, chain] of base.chains) {
+      this.chainUsers.set(name, (this.chainUsers.get(name) ?? 0) + 1);
+      const there = this.chains.get(name);
+      if (there === undefined || !sameRules(there.rules, chain.rules)) this.chains.set(name, chain);
     }
-    if (rules.length > 0) this.base("postrouting", "postrouting", 100, rules, "nat");
-  }
-
-  private netSet(family: Family, nets: readonly Cidr[]): string {
-    const form = addressForm(family, [], nets);
-    const name = netSetName(family, [], nets, form);
-    this.uses.set(name, { kind: "net", family, ids: [], nets, form });
-    return name;
+    for (const [name, set] of base.sets) {
+      this.setUsers.set(name, (this.setUsers.get(name) ?? 0) + 1);
+      this.sets.set(name, set);
+    }
+    for (const [name, use] of base.addressSets) this.retainAddressSet(name, use);
+    const old = this.base;
+    const oldLists = this.baseLists;
+    this.base = base;
+    this.baseLists = lists;
+    for (const name of old?.chains.keys() ?? []) this.dropOne(this.chainUsers, this.chains, name);
+    for (const name of old?.sets.keys() ?? []) this.dropOne(this.setUsers, this.sets, name);
+    for (const name of old?.addressSets.keys() ?? []) this.releaseAddressSet(name);
+    for (const key of oldLists) this.leave(key);
   }
 }
 
-interface HostInterfaces {
-  /** By name, sorted. */
-  readonly named: ReadonlyMap<string, DesiredHostEndpoint>;
-  /** The endpoint of every other interface. */
-  readonly star: DesiredHostEndpoint | undefined;
-  readonly any: boolean;
+/** The chain of a list, by its key; readable where the id is a plain word. */
+const headName = (key: string): string => /^[A-Za-z0-9_-]{1,64}$/.test(key) ? `list-${key}` : `list-${digest(key)}`;
+
+const idsOf = (use: AddressSetUse): readonly SetId[] => use.kind === "net" ? use.ids : [use.id];
+
+function add<K>(index: Map<K, Set<string>>, key: K, value: string): void {
+  const found = index.get(key);
+  if (found === undefined) index.set(key, new Set([value]));
+  else found.add(value);
 }
 
-const icmpv6Type = (from: string, to: string): readonly Expression[] => [
-  { op: "payload", base: "transport", offset: 0, length: 1, dreg: 0 },
-  { op: "range", sreg: 0, is: "eq", from, to },
-];
-
-const sortedValues = <V extends { readonly id: string }>(map: PersistentMap<string, V>): readonly V[] =>
-  [...map.values()].sort((a, b) => a.id < b.id ? -1 : a.id > b.id ? 1 : 0);
+function remove<K>(index: Map<K, Set<string>>, key: K, value: string): void {
+  const found = index.get(key);
+  if (found?.delete(value) && found.size === 0) index.delete(key);
+}

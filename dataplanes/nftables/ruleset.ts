@@ -1,13 +1,14 @@
 /** A table as a value: what render makes, what is read from the kernel, what diff compares and trace walks. */
 import type { BaseChain } from "../../src/kernel/netlink/schema/nftables.ts";
 import { fieldSize, KeyType, setKeyType } from "../../src/kernel/netlink/schema/nftables.ts";
+import type { PersistentMap } from "../../src/model/persistent_map.ts";
 import type { Expression, Verdict } from "../../src/kernel/netlink/schema/nftables_expression.ts";
 
 export type { BaseChain, Expression, Verdict };
 
 export interface Ruleset {
-  readonly sets: ReadonlyMap<string, NftSet>;
-  readonly chains: ReadonlyMap<string, NftChain>;
+  readonly sets: PersistentMap<string, NftSet>;
+  readonly chains: PersistentMap<string, NftChain>;
 }
 
 export type Rule = readonly Expression[];
@@ -64,8 +65,8 @@ export interface Elements {
   forEach(visit: (value: ElementValue, key: ElementKey) => void): void;
   /** What turns `previous` into this, where that is known from how both came about; undefined: compare them. */
   changesSince?(previous: Elements): Iterable<ElementChange> | undefined;
-  /** For plain sets of many thousands: the key is the first `length` bytes of what is given. */
-  eachPlainKey?(visit: (bytes: string, length: number) => void): void;
+  /** All keys one after another, where they lie ready so: for plain sets of many thousands. */
+  packedKeys?(): Uint8Array | undefined;
 }
 
 /** Bytes of a key: one field as it is, several each padded to whole registers. */
@@ -92,6 +93,20 @@ export function fieldsOfKeyType(type: number): readonly KeyField[] | undefined {
 
 /** An interface name as a key: 16 bytes, NUL-padded (IFNAMSIZ). */
 export const interfaceKey = (name: string): string => name.padEnd(16, "\0");
+
+/** Elements of a map that shares what it can with its earlier versions. */
+export class TrieElements implements Elements {
+  constructor(readonly entries: PersistentMap<ElementKey, ElementValue>) {}
+
+  forEach(visit: (value: ElementValue, key: ElementKey) => void): void {
+    this.entries.forEach(visit);
+  }
+
+  changesSince(previous: Elements): Iterable<ElementChange> | undefined {
+    if (!(previous instanceof TrieElements)) return undefined;
+    return [...this.entries.changesSince(previous.entries)].filter(({ before, after }) => !sameVerdict(before, after));
+  }
+}
 
 /** Elements given one by one. */
 export function elementsOf(entries: Iterable<readonly [ElementKey, ElementValue]>): Elements {

@@ -30,7 +30,7 @@ import {
 } from "./endpoint.ts";
 import { createGate } from "./gate.ts";
 import type { Wanted } from "./reconcile.ts";
-import { createTimings, round } from "./timing.ts";
+import { createTimings, round, type Timings } from "./timing.ts";
 
 /** From request to answer. */
 export const ADD_DEADLINE_MS = 30_000;
@@ -77,7 +77,7 @@ export interface Attachments {
   gc(request: GcRequest): Promise<void>;
   ready(signal?: AbortSignal): Promise<void>;
   readonly counters: { readonly adds: number; readonly addFailures: number; readonly dels: number };
-  readonly timings: { readonly add: ReturnType<typeof createTimings>; readonly del: ReturnType<typeof createTimings> };
+  readonly timings: Readonly<Record<"add" | "lease" | "wiring" | "policy" | "del", Timings>>;
 }
 
 export function createAttachments(parts: AttachmentParts): Attachments {
@@ -88,7 +88,7 @@ export function createAttachments(parts: AttachmentParts): Attachments {
   const adopted = Promise.withResolvers<void>();
   let isAdopted = false;
   const counters = { adds: 0, addFailures: 0, dels: 0 };
-  const timings = { add: createTimings(), del: createTimings() };
+  const timings = { add: createTimings(), lease: createTimings(), wiring: createTimings(), policy: createTimings(), del: createTimings() };
 
   async function untilAdopted(what: string): Promise<void> {
     if (isAdopted) return;
@@ -237,6 +237,9 @@ export function createAttachments(parts: AttachmentParts): Attachments {
       policyMs: round(policyMs),
       totalMs: round(clock.nowMs() - startedMs),
     });
+    timings.lease.add(reply.timing.leaseMs);
+    timings.wiring.add(reply.timing.wiringMs);
+    timings.policy.add(reply.timing.policyMs);
     undo.move();
     return reply;
   }

@@ -380,6 +380,9 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
         counters: { ...reconciler.counters, ...attachments.counters },
         timings: {
           add: attachments.timings.add.view(),
+          lease: attachments.timings.lease.view(),
+          wiring: attachments.timings.wiring.view(),
+          policy: attachments.timings.policy.view(),
           del: attachments.timings.del.view(),
           round: reconciler.timings.view(),
         },

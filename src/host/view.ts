@@ -98,7 +98,8 @@ export interface StatusView {
     readonly dels: number;
   };
   /** Milliseconds, of the last up to 1,000 each. */
-  readonly timings: { readonly add: TimingView; readonly del: TimingView; readonly round: TimingView };
+  /** `lease`, `wiring` and `policy` are parts of `add`; wiring and policy overlap. `round`: one pass of the reconcile loop. */
+  readonly timings: Readonly<Record<"add" | "lease" | "wiring" | "policy" | "del" | "round", TimingView>>;
   /** Bytes. */
   readonly memory: { readonly rss: number };
 }

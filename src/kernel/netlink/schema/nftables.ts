@@ -447,11 +447,13 @@ export class ElementMessages {
     if (writer.length - this.listAt > ELEMENT_LIST_BYTES) this.finish();
   }
 
-  /** A key alone: the first `length` bytes of `bytes`. */
-  addPlain(bytes: string, length: number): void {
-    if (this.listAt < 0) this.start();
-    writePlain(this.writer, bytes, length);
-    if (this.writer.length - this.listAt > ELEMENT_LIST_BYTES) this.finish();
+  /** Keys alone, each of `length` bytes, one after another. */
+  addPacked(keys: Uint8Array, length: number): void {
+    for (let at = 0; at < keys.length; at += length) {
+      if (this.listAt < 0) this.start();
+      writePacked(this.writer, keys, at, length);
+      if (this.writer.length - this.listAt > ELEMENT_LIST_BYTES) this.finish();
+    }
   }
 
   /** All of them; none where nothing was added. */
@@ -483,14 +485,14 @@ export class ElementMessages {
 }
 
 /** NFTA_LIST_ELEM { NFTA_SET_ELEM_KEY { NFTA_DATA_VALUE } }, the three headers at once. */
-function writePlain(writer: Writer, key: string, length: number): void {
+function writePacked(writer: Writer, keys: Uint8Array, from: number, length: number): void {
   const padded = length + 3 & ~3;
   const at = writer.reserve(12 + padded);
   const { bytes, view } = writer;
   view.setUint32(at, 12 + padded | (1 | NLA_F_NESTED) << 16, true);
   view.setUint32(at + 4, 8 + padded | (1 | NLA_F_NESTED) << 16, true);
   view.setUint32(at + 8, 4 + length | 1 << 16, true);
-  for (let i = 0; i < length; i++) bytes[at + 12 + i] = key.charCodeAt(i);
+  for (let i = 0; i < length; i++) bytes[at + 12 + i] = keys[from + i]!;
   for (let i = length; i < padded; i++) bytes[at + 12 + i] = 0;
 }
 

@@ -95,7 +95,7 @@ test("elements are what nft sends for the same: intervals, concatenated ranges, 
   const ours = elements("nets", (messages) => {
     messages.add("\x0a\0\0\0");
     messages.add("\x0b\0\0\0", undefined, undefined, nft.ElementFlag.IntervalEnd);
-    messages.addPlain("\xc0\0\x02\x01 and what else the string holds", 4);
+    messages.addPacked(Uint8Array.of(0xc0, 0, 2, 1), 4);
     messages.add("\xc0\0\x02\x02", undefined, undefined, nft.ElementFlag.IntervalEnd);
   });
   // nft begins an interval set with an end at zero; the kernel needs none.
