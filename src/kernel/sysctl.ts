@@ -4,7 +4,8 @@ import { buffer, check, close, Errno, O, open, readFd, writeFd } from "./libc.ts
 
 const ROOT = "/proc/sys/net/";
 /** The longest value the kernel writes is one page. */
-const VALUE_MAX_BYTES = 4096;
+const valueScratch = buffer(4096);
+const decoder = new TextDecoder();
 
 function fullPath(operation: string, path: string): string {
   if (
@@ -28,9 +29,8 @@ function withFile<T>(operation: string, path: string, flags: number, body: (fd: 
 export function getSysctl(path: string): string {
   const operation = `read sysctl net/${path}`;
   return withFile(operation, path, O.RDONLY, (fd) => {
-    const value = buffer(VALUE_MAX_BYTES);
-    const count = check(operation, readFd(fd, value));
-    return new TextDecoder().decode(value.subarray(0, count)).trimEnd();
+    const count = check(operation, readFd(fd, valueScratch));
+    return decoder.decode(valueScratch.subarray(0, count)).trimEnd();
   });
 }
 

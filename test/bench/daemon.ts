@@ -35,7 +35,7 @@ export async function startDaemon(binary: string, directory: string = newDirecto
   const child = Bun.spawn({
     cmd: [binary, "daemon", "--config", config],
     // The limit that deploy/manx.service sets: JavaScriptCore sizes its heap by it.
-    env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", BUN_JSC_forceRAMSize: "134217728", ...(JSON.parse(process.env.DENV ?? "{}")) },
+    env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", BUN_JSC_forceRAMSize: "134217728" },
     stdio: ["ignore", "inherit", "inherit"],
   });
   const deadlineMs = performance.now() + START_DEADLINE_MS;

@@ -5,8 +5,12 @@ import type { NetlinkSocket } from "../../../src/sdk/kernel_door.ts";
 import type { Clock, Log } from "../../../src/sdk/plugin.ts";
 import { DOOMED_GROUP } from "./plan.ts";
 
-/** Links that are doomed meanwhile share the next deletion. */
-const GATHER_MS = 50;
+/**
+ * Links that are doomed meanwhile share the next deletion. Long, because a deletion holds the lock of rtnetlink for some
+ * milliseconds, in the way of other pods, and because most links need none: a runtime takes the pod's namespace away right
+ * after DEL, and the kernel the link with it.
+ */
+const GATHER_MS = 1_000;
 const RETRY_MS = 1_000;
 
 /**

@@ -420,7 +420,8 @@ const KEY_MAX_BYTES = 64;
  */
 export class ElementMessages {
   private readonly done: NetlinkMessage[] = [];
-  private readonly writer = new Writer(8192);
+  /** Grows: most changes are an element or two. */
+  private readonly writer = new Writer(256);
   private listAt = -1;
 
   constructor(private readonly kind: "add" | "remove", private readonly at: TableName, private readonly set: string) {}
