@@ -23,7 +23,9 @@ if (unknown.length > 0) {
 
 await enterSandbox(async () => {
   const missing = ensureDebianPackages(["containernetworking-plugins", "nftables", "iptables", "iproute2"]);
-  if (missing.length > 0) throw new Error(`these Debian packages are missing and could not be installed: ${missing.join(" ")}`);
+  if (missing.length > 0) {
+    throw new Error(`these Debian packages are missing and could not be installed: ${missing.join(" ")}`);
+  }
   await buildBinary();
 });
 // The loopback of a new namespace is down, and everything forwards.

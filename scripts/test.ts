@@ -9,7 +9,15 @@ import { buildBinary } from "./build.ts";
 import { ensureDebianPackages } from "./debian.ts";
 
 const ROOT = join(import.meta.dir, "..");
-const PACKAGES = ["iproute2", "nftables", "conntrack", "iputils-ping", "containernetworking-plugins", "procps", "util-linux"];
+const PACKAGES = [
+  "iproute2",
+  "nftables",
+  "conntrack",
+  "iputils-ping",
+  "containernetworking-plugins",
+  "procps",
+  "util-linux",
+];
 
 const missing = ensureDebianPackages(PACKAGES);
 if (missing.length > 0) {
@@ -33,7 +41,16 @@ console.error("── tests");
 const scratch = mkdtempSync(join(tmpdir(), "manx-test-"));
 const report = join(scratch, "junit.xml");
 const run = Bun.spawnSync({
-  cmd: [process.execPath, "--no-install", "test", "--timeout", "120000", "--reporter=junit", `--reporter-outfile=${report}`, ...process.argv.slice(2)],
+  cmd: [
+    process.execPath,
+    "--no-install",
+    "test",
+    "--timeout",
+    "120000",
+    "--reporter=junit",
+    `--reporter-outfile=${report}`,
+    ...process.argv.slice(2),
+  ],
   cwd: ROOT,
   stdout: "inherit",
   stderr: "inherit",

@@ -14,7 +14,8 @@ function* sourceFiles(folder: string): Generator<string> {
 }
 
 const ALL = ["src", "plugins", "dataplanes", "deploy", "scripts", "test"].flatMap((folder) => [...sourceFiles(folder)]);
-const isTest = (path: string): boolean => path.endsWith("_test.ts") || path.startsWith("test/") || path.includes("/testdata/");
+const isTest = (path: string): boolean =>
+  path.endsWith("_test.ts") || path.startsWith("test/") || path.includes("/testdata/");
 const PRODUCT = ALL.filter((path) => !isTest(path) && !path.startsWith("scripts/") && !path.startsWith("deploy/"));
 const textOf = (path: string): string => readFileSync(join(ROOT, path), "utf8");
 
@@ -75,7 +76,9 @@ function refusal(edge: Import): string | undefined {
   const here = room(from);
   const isPackage = !existsSync(join(ROOT, to)) && !to.startsWith("src/") && !to.startsWith("plugins/");
   if (to.startsWith("node:") || to.startsWith("bun:") || to === "bun") {
-    return ["model", "calc"].includes(here) || /\/(render|plan)\.ts$/.test(from) ? `${here} is pure, and ${to} is not` : undefined;
+    return ["model", "calc"].includes(here) || /\/(render|plan)\.ts$/.test(from)
+      ? `${here} is pure, and ${to} is not`
+      : undefined;
   }
   if (here.startsWith("plugins/") || here.startsWith("dataplanes/")) {
     if (isPackage) return `plugins bring no packages: ${to}`;
@@ -85,7 +88,9 @@ function refusal(edge: Import): string | undefined {
   }
   const allowed = ALLOWED[here];
   if (allowed === undefined) return `no rule for the room ${here}`;
-  if (to === "package.json") return allowed.includes("package.json") ? undefined : "the version comes from src/version.ts";
+  if (to === "package.json") {
+    return allowed.includes("package.json") ? undefined : "the version comes from src/version.ts";
+  }
   if (isPackage) {
     const name = to.startsWith("@") ? to.split("/").slice(0, 2).join("/") : to.split("/")[0]!;
     return allowed.includes(`package:${name}`) ? undefined : `${here} may not use the package ${name}`;
@@ -93,7 +98,9 @@ function refusal(edge: Import): string | undefined {
   const there = room(to);
   if (there === here || allowed.includes(there)) return undefined;
   if (edge.typeOnly && allowed.includes(`${there}(types)`)) return undefined;
-  if (from === "src/host/builtin.ts" && (there.startsWith("plugins/") || there.startsWith("dataplanes/"))) return undefined;
+  if (from === "src/host/builtin.ts" && (there.startsWith("plugins/") || there.startsWith("dataplanes/"))) {
+    return undefined;
+  }
   return `${here} may not import ${there}`;
 }
 
@@ -129,13 +136,16 @@ test("pure code names no clock, no chance and no process", () => {
   const pure = PRODUCT.filter((path) => /^src\/(model|calc)\//.test(path) || /\/(render|plan)\.ts$/.test(path));
   expect(pure.length).toBeGreaterThan(0);
   const found = pure.flatMap((path) =>
-    [...codeOf(path).matchAll(/\b(Date|Math\.random|process|Bun|performance|crypto)\b\s*[.(]/g)].map((match) => `${path}: ${match[0]}`)
+    [...codeOf(path).matchAll(/\b(Date|Math\.random|process|Bun|performance|crypto)\b\s*[.(]/g)].map((match) =>
+      `${path}: ${match[0]}`
+    )
   );
   expect(found).toEqual([]);
 });
 
 test("only the kernel room opens libraries", () => {
-  expect(PRODUCT.filter((path) => !path.startsWith("src/kernel/") && /\bdlopen\b|"bun:ffi"/.test(textOf(path)))).toEqual([]);
+  expect(PRODUCT.filter((path) => !path.startsWith("src/kernel/") && /\bdlopen\b|"bun:ffi"/.test(textOf(path))))
+    .toEqual([]);
 });
 
 test("no child process touches the kernel: only the lab starts processes, its own daemons and CNI calls", () => {
@@ -154,14 +164,20 @@ test("file names are snake_case and no file is called after nothing", () => {
 test("no source file holds an unfinished mark, a machine's path or a registry's host", () => {
   const marks = new RegExp(["TO" + "DO", "FIX" + "ME", "X" + "XX"].map((mark) => `\\b${mark}\\b`).join("|"));
   const places = new RegExp(["/wo" + "rk/", "/fa" + "rm/", "registry\\." + "npm", "deb\\." + "debian"].join("|"));
-  const bad = ALL.filter((path) => path !== "test/tidy_test.ts").filter((path) => marks.test(textOf(path)) || places.test(textOf(path)));
+  const bad = ALL.filter((path) => path !== "test/tidy_test.ts").filter((path) =>
+    marks.test(textOf(path)) || places.test(textOf(path))
+  );
   expect(bad).toEqual([]);
 });
 
 test("lock files name no host", () => {
   for (const name of ["package-lock.json", "bun.lock"]) {
     if (!existsSync(join(ROOT, name))) continue;
-    expect([...readFileSync(join(ROOT, name), "utf8").matchAll(/"resolved":\s*"http[^"]*"|"https?:\/\/[^"]*\.tgz"/g)].map(String)).toEqual([]);
+    expect(
+      [...readFileSync(join(ROOT, name), "utf8").matchAll(/"resolved":\s*"http[^"]*"|"https?:\/\/[^"]*\.tgz"/g)].map(
+        String,
+      ),
+    ).toEqual([]);
   }
 });
 
@@ -173,7 +189,9 @@ test("dependencies are pinned to one version", () => {
 
 test("every plugin and dataplane folder has a README, a mod.ts and a test", () => {
   const folders = [
-    ...readdirSync(join(ROOT, "plugins")).flatMap((kind) => readdirSync(join(ROOT, "plugins", kind)).map((name) => `plugins/${kind}/${name}`)),
+    ...readdirSync(join(ROOT, "plugins")).flatMap((kind) =>
+      readdirSync(join(ROOT, "plugins", kind)).map((name) => `plugins/${kind}/${name}`)
+    ),
     ...readdirSync(join(ROOT, "dataplanes")).map((name) => `dataplanes/${name}`),
   ];
   const bare = folders.flatMap((folder) => {
@@ -190,7 +208,9 @@ test("every plugin and dataplane folder has a README, a mod.ts and a test", () =
 
 test("namespace switches hold no await", () => {
   const bad = PRODUCT.flatMap((path) =>
-    [...codeOf(path).matchAll(/\binNamespace\(\s*[^,()]+,\s*async\b/g)].map((match) => `${relative(".", path)}: ${match[0]}`)
+    [...codeOf(path).matchAll(/\binNamespace\(\s*[^,()]+,\s*async\b/g)].map((match) =>
+      `${relative(".", path)}: ${match[0]}`
+    )
   );
   expect(bad).toEqual([]);
 });

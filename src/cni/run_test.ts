@@ -59,7 +59,11 @@ const CONFIG = { cniVersion: "1.1.0", name: "pods", type: "manx", socket };
 async function call(verb: string, config: unknown, env: Record<string, string | undefined> = {}) {
   const written: string[] = [];
   const stdin = typeof config === "string" ? config : JSON.stringify(config);
-  const status = await runCni({ ...ENV, CNI_COMMAND: verb, ...env }, () => Promise.resolve(stdin), (text) => written.push(text));
+  const status = await runCni(
+    { ...ENV, CNI_COMMAND: verb, ...env },
+    () => Promise.resolve(stdin),
+    (text) => written.push(text),
+  );
   expect(written.length).toBeLessThanOrEqual(1);
   return { status, out: written.length === 0 ? undefined : JSON.parse(written[0]!) };
 }

@@ -88,7 +88,13 @@ export function createAttachments(parts: AttachmentParts): Attachments {
   const adopted = Promise.withResolvers<void>();
   let isAdopted = false;
   const counters = { adds: 0, addFailures: 0, dels: 0 };
-  const timings = { add: createTimings(), lease: createTimings(), wiring: createTimings(), policy: createTimings(), del: createTimings() };
+  const timings = {
+    add: createTimings(),
+    lease: createTimings(),
+    wiring: createTimings(),
+    policy: createTimings(),
+    del: createTimings(),
+  };
 
   async function untilAdopted(what: string): Promise<void> {
     if (isAdopted) return;
@@ -389,6 +395,9 @@ function readAddress(text: string): Address | undefined {
   }
 }
 
+/** Of the process, whose namespace never changes. */
+let ownNamespace: { readonly ino: number; readonly dev: number } | undefined;
+
 function refuseUnusableNamespace(path: string): void {
   const wanted = "the path of a network namespace";
   let found: { ino: number; dev: number };
@@ -402,7 +411,8 @@ function refuseUnusableNamespace(path: string): void {
       `netns ${path}: found ${code === "ENOENT" ? "no such file" : code}, wanted ${wanted}`,
     );
   }
-  const own = statSync("/proc/self/ns/net");
+  ownNamespace ??= statSync("/proc/self/ns/net");
+  const own = ownNamespace;
   if (found.ino === own.ino && found.dev === own.dev) {
     throw new AttachmentError(
       "refused",

@@ -44,6 +44,8 @@ export interface Config {
   readonly api: { readonly socket: string };
   readonly log: { readonly level: LogLevel; readonly format: "text" | "json" };
   readonly policyOptions: { readonly failsafe: Failsafe };
+  /** Whether the daemon rehearses at its start: see rehearsal.ts. */
+  readonly rehearsal: boolean;
 }
 
 /** @throws {ManxError} code `config`, naming the file, line and key path */
@@ -125,6 +127,7 @@ function readConfig(raw: unknown, file: string): Config {
     "api",
     "log",
     "policyOptions",
+    "rehearsal",
   ]);
   const api = readMap(top.api ?? {}, "api", ["socket"]);
   const log = readMap(top.log ?? {}, "log", ["level", "format"]);
@@ -163,6 +166,7 @@ function readConfig(raw: unknown, file: string): Config {
         outbound: readPorts(failsafe.outbound, "policyOptions.failsafe.outbound", DEFAULT_FAILSAFE.outbound),
       },
     },
+    rehearsal: readFlag(top.rehearsal ?? true, "rehearsal"),
   };
 }
 
@@ -203,6 +207,11 @@ function readAbsolute(raw: unknown, path: string): string {
   const text = readText(raw, path, "an absolute path");
   if (!text.startsWith("/") || text.includes("\0")) throw new ConfigError(path, describe(text), "an absolute path");
   return text;
+}
+
+function readFlag(raw: unknown, path: string): boolean {
+  if (typeof raw !== "boolean") throw new ConfigError(path, describe(raw), "true or false");
+  return raw;
 }
 
 function readChoice<T extends string>(raw: unknown, path: string, choices: readonly T[]): T {

@@ -25,6 +25,7 @@ import { importPlugin, type LoadedPlugin, openPlugin, parsePluginConfig, refuseF
 import { createLog } from "./log.ts";
 import { registerNode } from "./node.ts";
 import { Reconciler } from "./reconcile.ts";
+import { rehearse } from "./rehearsal.ts";
 import { createResources } from "./resources.ts";
 import { notifyService } from "./service_notify.ts";
 import { createTranslator } from "./translation.ts";
@@ -44,6 +45,8 @@ export interface DaemonOptions {
   /** Default: to stderr, as the configuration says. */
   readonly log?: Log;
   readonly kernel?: KernelDoor;
+  /** This is a rehearsal itself: nobody is told of it, and it rehearses nothing. */
+  readonly isRehearsal?: boolean;
 }
 
 /** Everything that is open. */
@@ -102,17 +105,18 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
       registration.look();
     }, running.signal),
     followDatastore(parts, reconciler, running.signal),
-    settleIn(parts, attachments, registration, reconciler, running.signal),
+    settleIn(parts, attachments, registration, reconciler, options, running.signal),
   );
+  const notify = options.isRehearsal ? () => {} : notifyService;
   log.info(`manx ${VERSION} runs`, {
     node: config.node,
     addresses: registration.addresses.map(formatAddress).join(" "),
     socket: config.api.socket,
   });
-  notifyService("READY=1");
+  notify("READY=1");
   await ended;
   log.info("stopping; policy and pods stay as they are");
-  notifyService("STOPPING=1");
+  notify("STOPPING=1");
 }
 
 /** In this order: hash, import and shape of every plugin, then the configuration of every plugin. Nothing is open yet. */
@@ -282,17 +286,43 @@ function createRegistration(
 
 /** What is done when the datastore is in sync. Never rejects. */
 async function settleIn(
-  { log }: Parts,
+  { config, log }: Parts,
   attachments: Attachments,
   registration: Registration,
   reconciler: Reconciler,
+  options: DaemonOptions,
   signal: AbortSignal,
 ): Promise<void> {
   await reconciler.whenSynced(signal).catch(() => {});
   await persist("take up attachments", log, signal, () => attachments.adopt(signal));
   await reconciler.programmed([], START_PAGES_DEADLINE_MS, signal).catch(() => {});
+  await Promise.all([
+    registration.keep(signal),
+    options.isRehearsal ? undefined : prepare(config, options, log, signal),
+  ]);
+}
+
+/** Rehearses, then lets go of the memory that only the start needed. Never rejects. */
+async function prepare(config: Config, { serve }: DaemonOptions, log: Log, signal: AbortSignal): Promise<void> {
+  if (config.rehearsal && serve !== undefined) {
+    try {
+      const run = (scratch: Config, kernel: KernelDoor, stop: AbortSignal) =>
+        runDaemon(scratch, {
+          signal: stop,
+          serve,
+          kernel,
+          log: createLog({ level: "error", format: "text" }),
+          isRehearsal: true,
+        });
+      await rehearse(config, run, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      log.warn("the rehearsal failed: pods may fail the same way", { error: explainError(error) });
+    }
+  }
+  if (signal.aborted) return;
+  Bun.gc(true);
   releaseStartPages();
-  await registration.keep(signal);
 }
 
 /** Tries until it works or `signal` aborts. */

@@ -212,5 +212,7 @@ function daemonConfig(options: NodeDaemonOptions): unknown {
     dataplane: { use: options.dataplane },
     routing: { use: "direct" },
     api: { socket: join(options.directory, "manx.sock") },
+    // A daemon of a lab attaches a handful of pods in its life.
+    rehearsal: false,
   };
 }

@@ -27,7 +27,11 @@ interface Samples {
  * One pod after another, as a runtime does it: namespace, ADD, DEL, namespace away. Networks take turns of a few pods each, so
  * that a noisy moment of the machine meets them all, while what a network leaves for later falls on its own next pod.
  */
-async function oneAfterAnother(networks: readonly Network[], rounds: number, prefix: string): Promise<Map<Network, Samples>> {
+async function oneAfterAnother(
+  networks: readonly Network[],
+  rounds: number,
+  prefix: string,
+): Promise<Map<Network, Samples>> {
   const samples = new Map(networks.map((network) => [network, { add: [], del: [] } as Samples]));
   for (let turn = 0; turn * PODS_A_TURN < rounds; turn++) {
     for (const network of networks) {
@@ -86,11 +90,20 @@ export async function benchCni(binary: string): Promise<Goal[]> {
 
     const serial = await oneAfterAnother(networks, ROUNDS, "serial");
     serialTable(`CNI, one after another × ${ROUNDS}, in turns of ${PODS_A_TURN}`, serial, plain);
-    const at = (network: Network, verb: "add" | "del", fraction: number) => percentile(serial.get(network)![verb], fraction);
+    const at = (network: Network, verb: "add" | "del", fraction: number) =>
+      percentile(serial.get(network)![verb], fraction);
     for (const [name, fraction] of [["median", 0.5], ["p99", 0.99]] as const) {
       goals.push(
-        atMost(`ADD with policy in force, ${name}, to ptp + host-local`, at(manx, "add", fraction) / at(plain, "add", fraction), 1),
-        atMost(`ADD with policy in force, ${name}, to the same with firewall`, at(manx, "add", fraction) / at(walled, "add", fraction), 0.35),
+        atMost(
+          `ADD with policy in force, ${name}, to ptp + host-local`,
+          at(manx, "add", fraction) / at(plain, "add", fraction),
+          1,
+        ),
+        atMost(
+          `ADD with policy in force, ${name}, to the same with firewall`,
+          at(manx, "add", fraction) / at(walled, "add", fraction),
+          0.35,
+        ),
       );
     }
     goals.push(atMost("DEL, median, to ptp + host-local", at(manx, "del", 0.5) / at(plain, "del", 0.5), 0.25));
@@ -106,10 +119,21 @@ export async function benchCni(binary: string): Promise<Goal[]> {
         return [network.title, add.toFixed(0), ratio(add / base.add), del.toFixed(0), ratio(del / base.del)];
       }),
     ));
-    goals.push(atLeast(`ADD, ${WIDTH} at once, pods a second, to ptp + host-local`, rates.get(manx)!.add / rates.get(plain)!.add, 0.8));
+    goals.push(
+      atLeast(
+        `ADD, ${WIDTH} at once, pods a second, to ptp + host-local`,
+        rates.get(manx)!.add / rates.get(plain)!.add,
+        0.8,
+      ),
+    );
 
     console.log("\nWhere an ADD's time goes (median)");
-    const startMs = median(await timed(50, () => callPlugin(binary, { command: "VERSION", containerId: "", netns: "" }, { cniVersion: "1.0.0" })));
+    const startMs = median(
+      await timed(
+        50,
+        () => callPlugin(binary, { command: "VERSION", containerId: "", netns: "" }, { cniVersion: "1.0.0" }),
+      ),
+    );
     const status = await (await fetch("http://manx/v1/status", { unix: daemon.socket })).json() as StatusReply;
     const { add } = serial.get(manx)!;
     const parts: string[][] = [["process start, stdin, stdout (a VERSION call)", ms(startMs)]];

@@ -50,7 +50,12 @@ export function ptpNetwork(options: { readonly firewall: boolean; readonly dataD
     name: "bench",
     type: "ptp",
     ipMasq: false,
-    ipam: { type: "host-local", ranges: [[{ subnet: "10.80.0.0/16" }]], routes: [{ dst: "0.0.0.0/0" }], dataDir: options.dataDirectory },
+    ipam: {
+      type: "host-local",
+      ranges: [[{ subnet: "10.80.0.0/16" }]],
+      routes: [{ dst: "0.0.0.0/0" }],
+      dataDir: options.dataDirectory,
+    },
   };
   const firewall = { cniVersion: "1.0.0", name: "bench", type: "firewall", backend: "iptables" };
   const results = new Map<string, unknown>();
@@ -66,7 +71,10 @@ export function ptpNetwork(options: { readonly firewall: boolean; readonly dataD
     async del(containerId, netns) {
       const call = { command: "DEL", containerId, netns } as const;
       if (options.firewall) {
-        await callPlugin(join(PLUGIN_DIRECTORY, "firewall"), call, { ...firewall, prevResult: results.get(containerId) });
+        await callPlugin(join(PLUGIN_DIRECTORY, "firewall"), call, {
+          ...firewall,
+          prevResult: results.get(containerId),
+        });
         results.delete(containerId);
       }
       await callPlugin(join(PLUGIN_DIRECTORY, "ptp"), call, ptp);
@@ -91,7 +99,12 @@ export function manxNetwork(binary: string, socket: string): Network {
   return {
     title: "manx",
     async add(containerId, netns) {
-      await callPlugin(binary, { command: "ADD", containerId, netns, args: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=${containerId}` }, config);
+      await callPlugin(binary, {
+        command: "ADD",
+        containerId,
+        netns,
+        args: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=${containerId}`,
+      }, config);
     },
     async del(containerId, netns) {
       await callPlugin(binary, { command: "DEL", containerId, netns }, config);

@@ -24,14 +24,17 @@ export async function startDaemon(binary: string, directory: string = newDirecto
   mkdirSync(stateDirectory(directory), { recursive: true, mode: 0o700 });
   const socket = join(directory, "manx.sock");
   const config = join(directory, "manx.yaml");
-  writeFileSync(config, JSON.stringify({
-    node: "bench",
-    addresses: ["192.0.2.1"],
-    stateDirectory: stateDirectory(directory),
-    ipam: { use: "block", config: { pools: [{ name: "bench", cidr: "10.90.0.0/16" }] } },
-    api: { socket },
-    log: { level: "warn" },
-  }));
+  writeFileSync(
+    config,
+    JSON.stringify({
+      node: "bench",
+      addresses: ["192.0.2.1"],
+      stateDirectory: stateDirectory(directory),
+      ipam: { use: "block", config: { pools: [{ name: "bench", cidr: "10.90.0.0/16" }] } },
+      api: { socket },
+      log: { level: "warn" },
+    }),
+  );
   const child = Bun.spawn({
     cmd: [binary, "daemon", "--config", config],
     // The limit that deploy/manx.service sets: JavaScriptCore sizes its heap by it.

@@ -20,7 +20,10 @@ export async function fillManx(stateDirectory: string, count: number): Promise<v
   const attach = (index: number) => {
     const containerId = `held-${index}`;
     const args = { K8S_POD_NAMESPACE: "default", K8S_POD_NAME: containerId };
-    const plan = planAttachment({ network: "bench", containerId, ifName: "eth0", netns: "", args, labels: {} }, "bench");
+    const plan = planAttachment(
+      { network: "bench", containerId, ifName: "eth0", netns: "", args, labels: {} },
+      "bench",
+    );
     return ipam.acquire({
       handle: plan.handle,
       node: "bench",

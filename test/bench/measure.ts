@@ -23,7 +23,11 @@ export async function timed(rounds: number, body: (round: number) => Promise<unk
 }
 
 /** Runs `body` for 0 … count-1, `width` at a time. Returns the wall time of all in milliseconds. */
-export async function inParallel(count: number, width: number, body: (index: number) => Promise<unknown>): Promise<number> {
+export async function inParallel(
+  count: number,
+  width: number,
+  body: (index: number) => Promise<unknown>,
+): Promise<number> {
   const startMs = performance.now();
   let next = 0;
   await Promise.all(Array.from({ length: width }, async () => {
@@ -43,14 +47,24 @@ export interface Goal {
   readonly met: boolean;
 }
 
-export const atMost = (title: string, measured: number, limit: number, show: (value: number) => string = ratio): Goal => ({
+export const atMost = (
+  title: string,
+  measured: number,
+  limit: number,
+  show: (value: number) => string = ratio,
+): Goal => ({
   title,
   measured: show(measured),
   wanted: `≤ ${show(limit)}`,
   met: measured <= limit,
 });
 
-export const atLeast = (title: string, measured: number, limit: number, show: (value: number) => string = ratio): Goal => ({
+export const atLeast = (
+  title: string,
+  measured: number,
+  limit: number,
+  show: (value: number) => string = ratio,
+): Goal => ({
   title,
   measured: show(measured),
   wanted: `≥ ${show(limit)}`,
@@ -61,6 +75,12 @@ export const atLeast = (title: string, measured: number, limit: number, show: (v
 export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const widths = head.map((cell, column) => Math.max(cell.length, ...rows.map((row) => (row[column] ?? "").length)));
   const line = (cells: readonly string[]) =>
-    "  " + widths.map((width, column) => (column === 0 ? (cells[column] ?? "").padEnd(width) : (cells[column] ?? "").padStart(width))).join("   ");
-  return [line(head), "  " + "─".repeat(widths.reduce((sum, width) => sum + width + 3, -3)), ...rows.map(line)].join("\n");
+    "  " +
+    widths.map((
+      width,
+      column,
+    ) => (column === 0 ? (cells[column] ?? "").padEnd(width) : (cells[column] ?? "").padStart(width))).join("   ");
+  return [line(head), "  " + "─".repeat(widths.reduce((sum, width) => sum + width + 3, -3)), ...rows.map(line)].join(
+    "\n",
+  );
 }

@@ -18,10 +18,21 @@ export async function enterSandbox(prepare: () => Promise<void>): Promise<void> 
     if (parent === here) throw new Error(`${MARK} is set, but this process is still in the namespace ${here}`);
     return;
   }
-  if (process.getuid?.() !== 0) throw new Error("the benchmark needs root: it makes network namespaces and loads rules");
+  if (process.getuid?.() !== 0) {
+    throw new Error("the benchmark needs root: it makes network namespaces and loads rules");
+  }
   await prepare();
   const { exitCode } = Bun.spawnSync({
-    cmd: ["unshare", "--net", "--mount", "--propagation", "private", process.execPath, "--no-install", ...process.argv.slice(1)],
+    cmd: [
+      "unshare",
+      "--net",
+      "--mount",
+      "--propagation",
+      "private",
+      process.execPath,
+      "--no-install",
+      ...process.argv.slice(1),
+    ],
     env: { ...process.env, [MARK]: here },
     stdio: ["ignore", "inherit", "inherit"],
   });

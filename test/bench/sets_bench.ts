@@ -55,23 +55,34 @@ export async function benchSets(): Promise<Goal[]> {
     const file = join(directory, "set.nft");
     writeFileSync(
       file,
-      `table inet bench {\n  set s {\n    type ipv4_addr\n    elements = { ${members.map((cidr) => formatCidr(cidr).split("/")[0]).join(", ")} }\n  }\n}\n`,
+      `table inet bench {\n  set s {\n    type ipv4_addr\n    elements = { ${
+        members.map((cidr) => formatCidr(cidr).split("/")[0]).join(", ")
+      } }\n  }\n}\n`,
     );
-    const { desired } = createCalc({ node: "bench", failsafe: DEFAULT_FAILSAFE }).step([{ origin: "bench", objects: world }]);
+    const { desired } = createCalc({ node: "bench", failsafe: DEFAULT_FAILSAFE }).step([{
+      origin: "bench",
+      objects: world,
+    }]);
     if ([...desired.sets.values()].reduce((sum, set) => sum + set.members.size, 0) < ELEMENTS) {
       throw new Error("the calculation gave a set with fewer members than the world has");
     }
     const { signal } = new AbortController();
     const ours: number[] = [], theirs: number[] = [], again: number[] = [];
     for (let round = 0; round < ROUNDS; round++) {
-      await using dataplane = await nftables.open(nftables.parseConfig(undefined), benchHost("bench", directory), signal);
+      await using dataplane = await nftables.open(
+        nftables.parseConfig(undefined),
+        benchHost("bench", directory),
+        signal,
+      );
       ours.push(...await timed(1, () => dataplane.apply(desired)));
       again.push(...await timed(1, () => dataplane.apply(desired)));
       await dataplane.sweep();
-      theirs.push(...await timed(1, () => {
-        const { success, stderr } = Bun.spawnSync({ cmd: ["nft", "-f", file] });
-        if (!success) throw new Error(`nft -f failed: ${stderr}`);
-      }));
+      theirs.push(
+        ...await timed(1, () => {
+          const { success, stderr } = Bun.spawnSync({ cmd: ["nft", "-f", file] });
+          if (!success) throw new Error(`nft -f failed: ${stderr}`);
+        }),
+      );
       Bun.spawnSync({ cmd: ["nft", "delete", "table", "inet", "bench"] });
     }
     console.log(`\nA set of ${ELEMENTS} addresses, ${ROUNDS} rounds in turns`);

@@ -37,7 +37,7 @@ import {
 import type { KernelDoor, NetlinkSocket, NetworkNamespace } from "../../../src/sdk/kernel_door.ts";
 import type { Host } from "../../../src/sdk/plugin.ts";
 import type { Attachment } from "../../../src/sdk/wiring.ts";
-import { namespacedKernel } from "../../../test/namespaced_kernel.ts";
+import { namespacedKernel } from "../../../src/kernel/namespaced_door.ts";
 import { DOOMED_GROUP, LIVE_GROUP } from "./plan.ts";
 import { VethWiring } from "./wiring.ts";
 
@@ -433,7 +433,7 @@ async function until(condition: () => boolean, deadlineMs = 5_000): Promise<void
   const end = performance.now() + deadlineMs;
   while (!condition()) {
     if (performance.now() > end) throw new Error(`not within ${deadlineMs} ms: ${condition}`);
-    await new Promise((resolve) => setImmediate(resolve));
+    await Bun.sleep(2);
   }
 }
 
@@ -447,7 +447,8 @@ describe("remove", () => {
     expect(traces().filter((line) => /10\.0\.0\.1|fd00::1$|fd00::1\//.test(line))).toEqual([]);
     expect(reaches(b, a, "10.0.0.2", "10.0.0.1", 50)).toBe(false);
     expect(reaches(a, b, "10.0.0.1", "10.0.0.2", 50)).toBe(false);
-    await until(() => linkByName(rtnetlink(node), a.attachment.hostInterface) === undefined);
+    const socket = rtnetlink(node);
+    await until(() => linkByName(socket, a.attachment.hostInterface) === undefined);
     expect(podLinks(a.namespace)).toEqual([]);
   });
   test("may be repeated, and knows nothing of links that never were", async () => {
@@ -475,7 +476,8 @@ describe("remove", () => {
     const pod = podOf(["10.0.0.1"]);
     await wiring.apply(pod.attachment, "fail");
     pod.namespace[Symbol.dispose]();
-    await until(() => linkByName(rtnetlink(node), pod.attachment.hostInterface) === undefined);
+    const socket = rtnetlink(node);
+    await until(() => linkByName(socket, pod.attachment.hostInterface) === undefined);
     await wiring.remove(pod.attachment.hostInterface);
     await wiring.flush();
   });

@@ -31,7 +31,7 @@ import type { DesiredRoute, RouteState } from "../../../src/model/desired.ts";
 import { type PersistentMap, persistentMap } from "../../../src/model/persistent_map.ts";
 import type { KernelDoor, NetlinkMessage, NetlinkSocket, NetworkNamespace } from "../../../src/sdk/kernel_door.ts";
 import type { Host } from "../../../src/sdk/plugin.ts";
-import { namespacedKernel } from "../../../test/namespaced_kernel.ts";
+import { namespacedKernel } from "../../../src/kernel/namespaced_door.ts";
 import { DirectRouting } from "./routing.ts";
 
 let stack: AsyncDisposableStack;

@@ -1,7 +1,7 @@
-/** A kernel door whose "host" is a network namespace of the test's own: nothing of the machine's is ever touched. */
-import { createKernelDoor } from "../src/kernel/door.ts";
-import { inNamespace } from "../src/kernel/netns.ts";
-import type { KernelDoor, NetworkNamespace } from "../src/sdk/kernel_door.ts";
+/** A kernel door whose "host" is another network namespace than the process's own: for rehearsals and tests. */
+import type { KernelDoor, NetworkNamespace } from "../sdk/kernel_door.ts";
+import { createKernelDoor } from "./door.ts";
+import { inNamespace } from "./netns.ts";
 
 /** What says no namespace means `home`. */
 export function namespacedKernel(home: NetworkNamespace): KernelDoor {
