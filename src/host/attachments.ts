@@ -15,7 +15,7 @@ import type { Datastore, Versioned } from "../sdk/datastore.ts";
 import { explainError, ManxError, UnavailableError } from "../sdk/errors.ts";
 import type { Ipam } from "../sdk/ipam.ts";
 import type { Clock, Log } from "../sdk/plugin.ts";
-import type { Observed, PodWiring } from "../sdk/wiring.ts";
+import type { Attachment, Observed, PodWiring } from "../sdk/wiring.ts";
 import { WORKLOAD_ENDPOINT } from "./core_source.ts";
 import {
   attachmentOf,
@@ -201,6 +201,9 @@ export function createAttachments(parts: AttachmentParts): Attachments {
       stored.delete(plan.id);
       await ipam.release(plan.handle, [{ key: plan.key, value: null }], signal);
     });
+    // Making the link takes the kernel about as long as the lease takes the disk.
+    undoing("link", (signal) => wiring.remove(plan.hostInterface, signal));
+    wiring.begin?.(linkOf(plan));
     const lease = await ipam.acquire({
       handle: plan.handle,
       node,
@@ -233,7 +236,6 @@ export function createAttachments(parts: AttachmentParts): Attachments {
       policyMs = clock.nowMs() - wiringStartMs
     );
     inForce.catch(() => {});
-    undoing("link", (signal) => wiring.remove(plan.hostInterface, signal));
     const observed = await wiring.apply(wiringOf(attachment, plan.netns), "fail", signal);
     const wiringMs = clock.nowMs() - wiringStartMs;
     await inForce;
@@ -355,6 +357,15 @@ export function createAttachments(parts: AttachmentParts): Attachments {
 
   return { adopt, add, del, check, gc, ready, counters, timings };
 }
+
+const linkOf = ({ id, netns, name, hostInterface, mac, mtu }: AttachmentPlan): Omit<Attachment, "addresses"> => ({
+  id,
+  netns,
+  interfaceName: name.ifName,
+  hostInterface,
+  ...(mac === undefined ? {} : { mac }),
+  ...(mtu === undefined ? {} : { mtu }),
+});
 
 const wantedOf = (found: Versioned): Wanted => ({ key: found.key, revision: found.revision });
 

@@ -32,6 +32,11 @@ export interface Observed {
 }
 
 export interface PodWiring extends AsyncDisposable {
+  /**
+   * Optional: begins with what needs no address, while the lease is still being written. `apply` of the same attachment goes on from
+   * there, `remove` takes it back; one of the two must follow. Throws nothing: what goes wrong is `apply`'s to throw.
+   */
+  begin?(desired: Omit<Attachment, "addresses">): void;
   /** All or nothing: a failure leaves neither link. `adopt`: an interface of ours that is there is brought to `desired`. */
   apply(desired: Attachment, ifExists: "fail" | "adopt", signal?: AbortSignal): Promise<Observed>;
   observe(desired: Attachment, signal?: AbortSignal): Promise<Observed | undefined>;

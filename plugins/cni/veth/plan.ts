@@ -78,6 +78,17 @@ export interface Plan {
 }
 
 /** @throws {RefusedError} with every reason */
+/** The part of a plan that needs no addresses. */
+export const linkOf = (
+  { id, hostInterface, interfaceName, mac, mtu }: Omit<Attachment, "addresses">,
+  defaultMtu: number,
+): Pick<Plan, "hostInterface" | "interfaceName" | "mac" | "mtu"> => ({
+  hostInterface,
+  interfaceName,
+  mac: mac?.toLowerCase() ?? macOf(id),
+  mtu: mtu ?? defaultMtu,
+});
+
 export function planAttachment(desired: Attachment, defaultMtu: number): Plan {
   const { hostInterface, interfaceName, netns, addresses } = desired;
   const mtu = desired.mtu ?? defaultMtu;
@@ -114,11 +125,8 @@ export function planAttachment(desired: Attachment, defaultMtu: number): Plan {
   }
   return {
     title: `${interfaceName} of ${netns}`,
-    hostInterface,
-    interfaceName,
     netns,
-    mac: desired.mac?.toLowerCase() ?? macOf(desired.id),
-    mtu,
+    ...linkOf(desired, defaultMtu),
     addresses,
     families,
     routes,
@@ -139,7 +147,10 @@ export function macOf(id: string): string {
 }
 
 /** Both ends, down: the host's here, the pod's in the namespace of `namespaceFd`. */
-export const makeLink = (plan: Plan, namespaceFd: number): NetlinkMessage =>
+export const makeLink = (
+  plan: Pick<Plan, "hostInterface" | "interfaceName" | "mac" | "mtu">,
+  namespaceFd: number,
+): NetlinkMessage =>
   newLink({
     kind: "veth",
     name: plan.hostInterface,

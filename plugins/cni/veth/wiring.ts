@@ -20,6 +20,7 @@ import {
   doomLink,
   hostMessages,
   isHostInterface,
+  linkOf,
   LIVE_GROUP,
   madeOf,
   makeLink,
@@ -42,6 +43,7 @@ const FALLBACK_MTU_BYTES = 1500;
  */
 const SETTLE_DEADLINE_MS = 2_000;
 const SETTLE_LOOK_MS = 1;
+const IDLE_MAKERS_MAX = 8;
 
 /** Wires pods by veth pairs and routes. Opens what it keeps open; dispose of it to let go, which changes nothing in the kernel. */
 export class VethWiring implements PodWiring {
@@ -50,6 +52,11 @@ export class VethWiring implements PodWiring {
   readonly #reaper: Reaper;
   readonly #mtu: number;
   #ipv6Forwards = false;
+  /** Links that `begin` is making or has made, by the name of their host side. */
+  readonly #begun = new Map<string, Promise<void>>();
+  /** Sockets for making links behind; one is in use by one at a time. */
+  readonly #idleMakers: NetlinkSocket[] = [];
+  #isClosed = false;
 
   /** @throws {KernelError} where the namespace cannot be made to forward */
   constructor(config: { readonly mtu?: number }, host: Host) {
@@ -81,6 +88,37 @@ export class VethWiring implements PodWiring {
     }
   }
 
+  begin(desired: Omit<Attachment, "addresses">): void {
+    const { hostInterface } = desired;
+    if (!isHostInterface(hostInterface) || this.#begun.has(hostInterface)) return;
+    const begun = this.#makeBehind(desired);
+    // Nobody may be waiting yet.
+    begun.catch(() => {});
+    this.#begun.set(hostInterface, begun);
+  }
+
+  /** Makes the link on another thread: that takes the kernel longer than all the rest of an attachment. */
+  async #makeBehind(desired: Omit<Attachment, "addresses">): Promise<void> {
+    const operation = `attach ${desired.interfaceName} of ${desired.netns}: make link ${desired.hostInterface}`;
+    using namespace = this.#openNamespace(desired);
+    const socket = this.#idleMakers.pop() ?? this.#host.kernel.netlink(NETLINK_ROUTE);
+    try {
+      await socket.requestBehind(operation, [makeLink(linkOf(desired, this.#mtu), namespace.fd)]);
+    } finally {
+      if (this.#isClosed || this.#idleMakers.length >= IDLE_MAKERS_MAX) socket[Symbol.dispose]();
+      else this.#idleMakers.push(socket);
+    }
+  }
+
+  /** Whether `begin` was asked for the link: it is made then. @throws {KernelError} what kept it from being made */
+  async #takeBegun(hostInterface: string): Promise<boolean> {
+    const begun = this.#begun.get(hostInterface);
+    if (begun === undefined) return false;
+    this.#begun.delete(hostInterface);
+    await begun;
+    return true;
+  }
+
   async observe(desired: Attachment): Promise<Observed | undefined> {
     const plan = planAttachment(desired, this.#mtu);
     const link = linkByName(this.#links, plan.hostInterface);
@@ -103,6 +141,8 @@ export class VethWiring implements PodWiring {
     if (!isHostInterface(hostInterface)) {
       throw new ManxError("refused", `remove link ${hostInterface}: wanted a name of ours, mx and 11 hex digits`);
     }
+    // A link that is being made would outlive its removal; one that could not be made needs none.
+    await this.#takeBegun(hostInterface).catch(() => {});
     if (this.#doom(hostInterface)) this.#reaper.add();
   }
 
@@ -117,6 +157,9 @@ export class VethWiring implements PodWiring {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#isClosed = true;
+    await Promise.allSettled(this.#begun.values());
+    for (const socket of this.#idleMakers.splice(0)) socket[Symbol.dispose]();
     try {
       await this.#reaper[Symbol.asyncDispose]();
     } finally {
@@ -136,8 +179,9 @@ export class VethWiring implements PodWiring {
     undo.defer(() => this.#bury(plan.hostInterface));
     let link: Link;
     try {
+      const isMade = await this.#takeBegun(plan.hostInterface);
       const [answer] = this.#links.request(`attach ${plan.title}: make link ${plan.hostInterface}`, [
-        makeLink(plan, namespace.fd),
+        ...(isMade ? [] : [makeLink(plan, namespace.fd)]),
         getLink({ name: plan.hostInterface }),
       ]);
       link = parseLink(answer!);
@@ -261,7 +305,7 @@ export class VethWiring implements PodWiring {
     await this.#reaper.flush();
   }
 
-  #openNamespace(plan: Plan): NetworkNamespace {
+  #openNamespace(plan: Pick<Attachment, "interfaceName" | "netns">): NetworkNamespace {
     try {
       return this.#host.kernel.openNamespace(plan.netns);
     } catch (cause) {

@@ -304,6 +304,57 @@ describe("apply", () => {
   });
 });
 
+describe("begin", () => {
+  test("makes the link that apply goes on from: packets pass, and no second link is asked for", async () => {
+    const a = podOf(["10.0.0.1", "fd00::1"]), b = podOf(["10.0.0.2", "fd00::2"]);
+    for (const { attachment } of [a, b]) wiring.begin(attachment);
+    await Promise.all([a, b].map(({ attachment }) => wiring.apply(attachment, "fail")));
+    expect(reaches(a, b, "10.0.0.1", "10.0.0.2")).toBe(true);
+    expect(reaches(a, b, "fd00::1", "fd00::2")).toBe(true);
+    expect((await wiring.observe(a.attachment))!.differences).toEqual([]);
+    expect(traces().filter((line) => line.startsWith("link ")).length).toBe(2);
+  });
+  test("is taken back by remove, before the link is there as well as after", async () => {
+    const pod = podOf(["10.0.0.1"]);
+    wiring.begin(pod.attachment);
+    await wiring.remove(pod.attachment.hostInterface);
+    await wiring.flush();
+    expect(traces()).toEqual([]);
+    expect(podLinks(pod.namespace)).toEqual([]);
+    await wiring.remove(pod.attachment.hostInterface);
+  });
+  test("what goes wrong in it is apply's to throw, and leaves nothing", async () => {
+    const pod = podOf(["10.0.0.1"], { netns: "/nonexistent" });
+    wiring.begin(pod.attachment);
+    expect(wiring.apply(pod.attachment, "fail")).rejects.toThrow("wanted a network namespace");
+    await wiring.flush();
+    expect(traces()).toEqual([]);
+  });
+  test("right after the removal of the same attachment the new link takes the old one's place", async () => {
+    const pod = podOf(["10.0.0.1"]);
+    for (let i = 0; i < 3; i++) {
+      wiring.begin(pod.attachment);
+      await wiring.apply(pod.attachment, "fail");
+      expect((await wiring.observe(pod.attachment))!.differences).toEqual([]);
+      await wiring.remove(pod.attachment.hostInterface);
+    }
+  });
+  test("fifty at once are all made", async () => {
+    const pods = Array.from({ length: 50 }, (_, i) => podOf([`10.0.1.${i}`]));
+    for (const { attachment } of pods) wiring.begin(attachment);
+    await Promise.all(pods.map(({ attachment }) => wiring.apply(attachment, "fail")));
+    expect(traces().filter((line) => line.startsWith("link ")).length).toBe(50);
+  });
+  test("closing waits for a link that is being made", async () => {
+    const pod = podOf(["10.0.0.1"]);
+    const own = new VethWiring({}, hostOf(kernel));
+    own.begin(pod.attachment);
+    await own[Symbol.asyncDispose]();
+    expect(traces()).toEqual([`link ${pod.attachment.hostInterface}`]);
+    expect(await wiring.collect(new Set())).toEqual([pod.attachment.hostInterface]);
+  });
+});
+
 describe("apply refuses", () => {
   async function failure(attachment: Attachment): Promise<string> {
     try {
