@@ -45,6 +45,12 @@ const SETTLE_DEADLINE_MS = 2_000;
 const SETTLE_LOOK_MS = 1;
 const IDLE_MAKERS_MAX = 8;
 
+/** An attachment whose link is being made, or is. */
+interface Begun {
+  readonly namespace: NetworkNamespace;
+  readonly made: Promise<void>;
+}
+
 /** Wires pods by veth pairs and routes. Opens what it keeps open; dispose of it to let go, which changes nothing in the kernel. */
 export class VethWiring implements PodWiring {
   readonly #host: Host;
@@ -53,7 +59,7 @@ export class VethWiring implements PodWiring {
   readonly #mtu: number;
   #ipv6Forwards = false;
   /** Links that `begin` is making or has made, by the name of their host side. */
-  readonly #begun = new Map<string, Promise<void>>();
+  readonly #begun = new Map<string, Begun>();
   /** Sockets for making links behind; one is in use by one at a time. */
   readonly #idleMakers: NetlinkSocket[] = [];
   #isClosed = false;
@@ -72,10 +78,11 @@ export class VethWiring implements PodWiring {
   async apply(desired: Attachment, ifExists: "fail" | "adopt", signal?: AbortSignal): Promise<Observed> {
     const plan = planAttachment(desired, this.#mtu);
     if (plan.families.includes(6)) this.#forwardIpv6(plan);
-    using namespace = this.#openNamespace(plan);
+    const begun = this.#takeBegun(plan.hostInterface);
+    using namespace = begun?.namespace ?? this.#openNamespace(plan);
     for (let attempt = 1;; attempt++) {
-      signal?.throwIfAborted();
-      const made = await this.#make(plan, namespace, signal);
+      if (attempt > 1) signal?.throwIfAborted();
+      const made = await this.#make(plan, namespace, signal, attempt === 1 ? begun?.made : undefined);
       if (made === "made") return madeOf(plan);
       const found = linkByName(this.#links, plan.hostInterface);
       if (found !== undefined && found.group === DOOMED_GROUP) this.#reaper.add();
@@ -91,16 +98,20 @@ export class VethWiring implements PodWiring {
   begin(desired: Omit<Attachment, "addresses">): void {
     const { hostInterface } = desired;
     if (!isHostInterface(hostInterface) || this.#begun.has(hostInterface)) return;
-    const begun = this.#makeBehind(desired);
-    // Nobody may be waiting yet.
-    begun.catch(() => {});
-    this.#begun.set(hostInterface, begun);
+    try {
+      const namespace = this.#openNamespace(desired);
+      const made = this.#makeBehind(desired, namespace);
+      // Nobody may be waiting yet.
+      made.catch(() => {});
+      this.#begun.set(hostInterface, { namespace, made });
+    } catch {
+      // `apply` will meet the same, and say so.
+    }
   }
 
   /** Makes the link on another thread: that takes the kernel longer than all the rest of an attachment. */
-  async #makeBehind(desired: Omit<Attachment, "addresses">): Promise<void> {
+  async #makeBehind(desired: Omit<Attachment, "addresses">, namespace: NetworkNamespace): Promise<void> {
     const operation = `attach ${desired.interfaceName} of ${desired.netns}: make link ${desired.hostInterface}`;
-    using namespace = this.#openNamespace(desired);
     const socket = this.#idleMakers.pop() ?? this.#host.kernel.netlink(NETLINK_ROUTE);
     try {
       await socket.requestBehind(operation, [makeLink(linkOf(desired, this.#mtu), namespace.fd)]);
@@ -110,13 +121,11 @@ export class VethWiring implements PodWiring {
     }
   }
 
-  /** Whether `begin` was asked for the link: it is made then. @throws {KernelError} what kept it from being made */
-  async #takeBegun(hostInterface: string): Promise<boolean> {
+  /** Forgets that the attachment was begun, and hands over what there is of it. */
+  #takeBegun(hostInterface: string): Begun | undefined {
     const begun = this.#begun.get(hostInterface);
-    if (begun === undefined) return false;
     this.#begun.delete(hostInterface);
-    await begun;
-    return true;
+    return begun;
   }
 
   async observe(desired: Attachment): Promise<Observed | undefined> {
@@ -142,7 +151,11 @@ export class VethWiring implements PodWiring {
       throw new ManxError("refused", `remove link ${hostInterface}: wanted a name of ours, mx and 11 hex digits`);
     }
     // A link that is being made would outlive its removal; one that could not be made needs none.
-    await this.#takeBegun(hostInterface).catch(() => {});
+    const begun = this.#takeBegun(hostInterface);
+    if (begun !== undefined) {
+      await begun.made.catch(() => {});
+      begun.namespace[Symbol.dispose]();
+    }
     if (this.#doom(hostInterface)) this.#reaper.add();
   }
 
@@ -158,7 +171,10 @@ export class VethWiring implements PodWiring {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isClosed = true;
-    await Promise.allSettled(this.#begun.values());
+    for (const { namespace, made } of this.#begun.values()) {
+      await made.catch(() => {});
+      namespace[Symbol.dispose]();
+    }
     for (const socket of this.#idleMakers.splice(0)) socket[Symbol.dispose]();
     try {
       await this.#reaper[Symbol.asyncDispose]();
@@ -173,15 +189,21 @@ export class VethWiring implements PodWiring {
   }
 
   /** `exists`: one of the two names is taken, and nothing was made. */
-  async #make(plan: Plan, namespace: NetworkNamespace, signal: AbortSignal | undefined): Promise<"made" | "exists"> {
+  async #make(
+    plan: Plan,
+    namespace: NetworkNamespace,
+    signal: AbortSignal | undefined,
+    begun: Promise<void> | undefined,
+  ): Promise<"made" | "exists"> {
     await using undo = new AsyncDisposableStack();
     // Before the attempt: an answer may be lost, and then the link is there all the same.
     undo.defer(() => this.#bury(plan.hostInterface));
     let link: Link;
     try {
-      const isMade = await this.#takeBegun(plan.hostInterface);
+      await begun;
+      signal?.throwIfAborted();
       const [answer] = this.#links.request(`attach ${plan.title}: make link ${plan.hostInterface}`, [
-        ...(isMade ? [] : [makeLink(plan, namespace.fd)]),
+        ...(begun !== undefined ? [] : [makeLink(plan, namespace.fd)]),
         getLink({ name: plan.hostInterface }),
       ]);
       link = parseLink(answer!);

@@ -238,18 +238,20 @@ export class SqliteDatastore implements Datastore {
         outcomes.push(() => reject(new ConflictError(conflicts)));
         continue;
       }
-      this.#sql.savepoint.run();
+      // One commit alone is undone with the whole transaction.
+      const isAlone = group.length === 1;
+      if (!isAlone) this.#sql.savepoint.run();
       let written = 0;
       try {
         for (const write of writes) written += this.#write(write, revision + 1);
       } catch (error) {
-        if (!this.#db.inTransaction) throw error; // SQLite gave the whole transaction up
+        if (isAlone || !this.#db.inTransaction) throw error; // or SQLite gave the whole transaction up
         this.#sql.undo.run();
         this.#sql.release.run();
         outcomes.push(() => reject(typedError(this.#path, "committing to", error)));
         continue;
       }
-      this.#sql.release.run();
+      if (!isAlone) this.#sql.release.run();
       if (written > 0) revision++;
       rows += written;
       const reached = String(revision) as Revision;
