@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, lstatSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parse } from "yaml";
@@ -278,13 +278,9 @@ test("an unknown kind names those there are; one name for two kinds is told apar
 
 test("a pod is attached and detached through the API, and both survive a kill -9 of the daemon", async () => {
   const pod = spawnApart(["sleep", "1000"]);
-  const own = lstatSync("/proc/self/ns/net", { bigint: true });
-  await until(
-    "pod namespace",
-    () =>
-      lstatSync(`/proc/${pod.pid}/ns/net`, { bigint: true }).ino !== own.ino ||
-      existsSync(`/proc/${pod.pid}/cmdline`) && readFileSync(`/proc/${pod.pid}/cmdline`, "utf8").startsWith("sleep"),
-  );
+  // What the link says, not its inode: before `unshare` has run, the pod's namespace is the machine's own.
+  const namespaceOf = (pid: number | "self") => readlinkSync(`/proc/${pid}/ns/net`);
+  await until("pod namespace", () => namespaceOf(pod.pid) !== namespaceOf("self"));
   const post = async (verb: string, body: object) => {
     const response = await fetch(`http://manx/v1/cni/${verb}`, {
       unix: SOCKET,

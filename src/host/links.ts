@@ -28,6 +28,7 @@ const NETLINK_ROUTE = 0;
 /** rt_scope_t RT_SCOPE_UNIVERSE. */
 const SCOPE_UNIVERSE = 0;
 const RESTART_PAUSE_MS = 200;
+const GATHER_MS = 20;
 /** Links of pods: they come and go with endpoints, which say all there is to say of them. */
 const POD_LINK = /^mx[0-9a-f]{11}$/;
 
@@ -126,10 +127,11 @@ export function createLinks(kernel: KernelDoor, log: Log, clock: Clock): Links {
             groups: [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR],
           });
           report(read(socket));
-          for await (const messages of socket.events(signal)) {
+          const gathered = gather(clock, signal, (messages) => {
             const changes = messages.flatMap(note);
             if (changes.length > 0) report(changes);
-          }
+          });
+          for await (const messages of socket.events(signal)) gathered(messages);
         } catch (error) {
           if (signal.aborted) return;
           // ENOBUFS among them: what was missed is read anew.
@@ -138,6 +140,19 @@ export function createLinks(kernel: KernelDoor, log: Log, clock: Clock): Links {
         }
       }
     },
+  };
+}
+
+/** Every pod's link makes events of its own: they are read when the ADD that caused them is likely over, not in its way. */
+function gather(
+  clock: Clock,
+  signal: AbortSignal,
+  take: (messages: readonly NetlinkMessage[]) => void,
+): (messages: readonly NetlinkMessage[]) => void {
+  const waiting: NetlinkMessage[] = [];
+  return (messages) => {
+    if (waiting.length === 0) void clock.sleep(GATHER_MS, signal).then(() => take(waiting.splice(0)), () => {});
+    waiting.push(...messages);
   };
 }
 
