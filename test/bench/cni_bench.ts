@@ -9,8 +9,8 @@ import { fillManx } from "./fill_leases.ts";
 import { atLeast, atMost, type Goal, inParallel, median, ms, percentile, ratio, table, timed } from "./measure.ts";
 
 const ROUNDS = 200;
-const ROUNDS_WITH_LEASES = 60;
-const PODS_A_TURN = 20;
+const ROUNDS_WITH_LEASES = 50;
+const PODS_A_TURN = 50;
 const WARM_UP_PODS = 3;
 const HELD_LEASES = 10_000;
 const PODS_AT_ONCE = 200;
