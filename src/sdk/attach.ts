@@ -36,7 +36,12 @@ export interface AddReply {
   readonly addresses: readonly { readonly address: string; readonly gateway: string }[];
   readonly routes: readonly { readonly dst: string; readonly gw?: string }[];
   /** Milliseconds the daemon spent: lease commit, wiring, policy in force, all. */
-  readonly timing: { readonly leaseMs: number; readonly wiringMs: number; readonly policyMs: number; readonly totalMs: number };
+  readonly timing: {
+    readonly leaseMs: number;
+    readonly wiringMs: number;
+    readonly policyMs: number;
+    readonly totalMs: number;
+  };
 }
 
 export interface DelRequest extends AttachmentName {
