@@ -65,7 +65,7 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   cni: ["sdk", "model", "main"],
   cli: ["sdk", "model", "host", "api", "lab", "kernel", "main", "package:commander", "package:yaml"],
   lab: ["sdk", "model", "host", "api", "kernel", "main", "package:yaml"],
-  main: ["cni", "cli", "host", "package.json"],
+  main: ["cni", "cli", "host", "kernel", "package.json"],
 };
 
 /** What of the kernel room plugins and dataplanes may use: schemas, the codec, errors; no sockets, no FFI. */

@@ -1,36 +1,45 @@
 import type { ErrorReply } from "../sdk/attach.ts";
 import { CniError, CniErrorCode, errorOfReply } from "./errors.ts";
+import { decodeAnswer, encodeRequest, type HttpAnswer } from "./http.ts";
 
 /** Past this the runtime is told to try again; its own patience is usually longer. */
 const ANSWER_DEADLINE_MS = 110_000;
+const ANSWER_LIMIT_BYTES = 16 * 1024 * 1024;
+
+/**
+ * Sends `request` to a unix socket and returns what comes back, until `enough` says that it is whole, or the end.
+ * @throws {Error} with the `errno` of what the kernel refused, or of the name `DeadlineError`
+ */
+export type Exchange = (
+  socket: string,
+  request: Uint8Array,
+  limits: { readonly deadlineMs: number; readonly bytes: number; readonly enough: (answer: Uint8Array) => boolean },
+) => Uint8Array | Promise<Uint8Array>;
 
 /**
  * One request to the daemon; its answer's body, undefined where that is empty.
  * @throws {CniError} 11 where the daemon is away or does not answer, else what it refused
  */
-export async function callDaemon(socket: string, path: string, body?: unknown): Promise<unknown> {
-  let status: number, text: string;
+export async function callDaemon(exchange: Exchange, socket: string, path: string, body?: unknown): Promise<unknown> {
+  let answer: HttpAnswer | undefined;
   try {
-    const response = await fetch(`http://manx${path}`, {
-      unix: socket,
-      method: body === undefined ? "GET" : "POST",
-      // One process, one request: neither a connection to keep nor bytes worth compressing.
-      headers: { "content-type": "application/json", "accept-encoding": "identity" },
-      keepalive: false,
-      body: body === undefined ? undefined : JSON.stringify(body),
-      signal: AbortSignal.timeout(ANSWER_DEADLINE_MS),
+    const bytes = exchange(socket, encodeRequest(path, body), {
+      deadlineMs: ANSWER_DEADLINE_MS,
+      bytes: ANSWER_LIMIT_BYTES,
+      enough: (bytes) => decodeAnswer(bytes) !== undefined,
     });
-    status = response.status;
-    text = await response.text();
+    answer = decodeAnswer(bytes instanceof Promise ? await bytes : bytes);
+    if (answer === undefined) throw new Error("it closed the connection before it answered");
   } catch (cause) {
     throw new CniError(
       CniErrorCode.TryAgainLater,
       `the manx daemon cannot be reached at ${socket}: ${whyAway(cause)}`,
     );
   }
-  const answer = text === "" ? undefined : decode(text);
-  if (status < 400) return answer;
-  if (isErrorReply(answer)) throw errorOfReply(answer);
+  const { status, text } = answer;
+  const content = text === "" ? undefined : decode(text);
+  if (status < 400) return content;
+  if (isErrorReply(content)) throw errorOfReply(content);
   throw new CniError(CniErrorCode.TryAgainLater, `the manx daemon at ${socket} answered ${path} with status ${status}`);
 }
 
@@ -47,13 +56,18 @@ const isErrorReply = (answer: unknown): answer is ErrorReply =>
   answer.error !== null && "code" in answer.error && "message" in answer.error &&
   typeof answer.error.message === "string";
 
-/** Bun says "FailedToOpenSocket" for everything that connect(2) refuses. */
+/** errno numbers, include/uapi/asm-generic/errno-base.h and errno.h. */
+const WHY: Readonly<Record<number, string>> = {
+  2: "nobody listens there; start it with manx daemon",
+  11: "more wait for it than it lets wait; try again",
+  13: "permission is denied; only root may ask it",
+  32: "it closed the connection before it answered",
+  104: "it closed the connection before it answered",
+  111: "nobody listens there; start it with manx daemon",
+};
+
 function whyAway(cause: unknown): string {
-  const { name, code } = cause as { name?: string; code?: string };
-  if (name === "TimeoutError") return `no answer within ${ANSWER_DEADLINE_MS / 1000} s`;
-  if (code === "FailedToOpenSocket" || code === "ENOENT" || code === "ECONNREFUSED") {
-    return "nobody listens there; start it with manx daemon";
-  }
-  if (code === "ConnectionClosed" || code === "ECONNRESET") return "it closed the connection before it answered";
-  return code ?? (cause as Error).message;
+  const { name, errno, message } = cause as { name?: string; errno?: number; message: string };
+  if (name === "DeadlineError") return `no answer within ${ANSWER_DEADLINE_MS / 1000} s`;
+  return (errno === undefined ? undefined : WHY[errno]) ?? message;
 }

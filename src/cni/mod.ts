@@ -1,3 +1,3 @@
 /** The CNI personality. Nothing here may load a package or a part of the daemon: its start is most of a pod's ADD. */
 export { runCni } from "./run.ts";
-export { readStdin, writeStdout } from "./stdio.ts";
+export { readStdin } from "./stdio.ts";

@@ -1,5 +1,5 @@
 import type { AddReply, AddRequest, CheckRequest, DelRequest, GcRequest } from "../sdk/attach.ts";
-import { callDaemon } from "./daemon.ts";
+import { callDaemon, type Exchange } from "./daemon.ts";
 import { type Environment, readArgs, readAttachment, readVerb, type Verb, VERBS } from "./environment.ts";
 import { CniError, CniErrorCode } from "./errors.ts";
 import {
@@ -14,25 +14,27 @@ import {
 import { renderResult } from "./result.ts";
 import { atLeast, isSupported, isVersionText, NEWEST_VERSION, SUPPORTED_VERSIONS } from "./version.ts";
 
+export interface CniIo {
+  /** All of stdin. @throws {CniError} 5, 6 */
+  readonly readStdin: () => string;
+  /** Takes one line, without its end. */
+  readonly write: (text: string) => void;
+  readonly exchange: Exchange;
+}
+
 /**
  * One CNI call: what the binary does where CNI_COMMAND is set. Whatever happens, exactly what the runtime is to read is
  * written once. @returns the exit status: 0, or 1 with an error object written (CNI SPEC section 5)
  */
-export async function runCni(
-  env: Environment,
-  /** All of stdin. @throws {CniError} 5 */
-  readStdin: () => Promise<string>,
-  /** Takes one line, without its end. */
-  write: (text: string) => void,
-): Promise<0 | 1> {
+export async function runCni(env: Environment, { readStdin, write, exchange }: CniIo): Promise<0 | 1> {
   let version: string = NEWEST_VERSION;
   try {
     const verb = readVerb(env);
     if (verb === "VERSION") {
-      write(line({ cniVersion: await askedVersion(readStdin), supportedVersions: SUPPORTED_VERSIONS }));
+      write(line({ cniVersion: askedVersion(readStdin), supportedVersions: SUPPORTED_VERSIONS }));
       return 0;
     }
-    const raw = decodeObject(await readStdin());
+    const raw = decodeObject(readStdin());
     if (typeof raw.cniVersion === "string" && isSupported(raw.cniVersion)) version = raw.cniVersion;
     const config = readNetworkConfig(raw);
     if (!atLeast(config.version, VERBS[verb].since)) {
@@ -41,7 +43,7 @@ export async function runCni(
         `CNI ${verb}: found cniVersion "${config.version}", wanted "${VERBS[verb].since}" or later`,
       );
     }
-    const result = await RUN[verb](env, config);
+    const result = await RUN[verb](env, config, (path, body) => callDaemon(exchange, config.socket, path, body));
     if (result !== undefined) write(line(result));
     return 0;
   } catch (cause) {
@@ -53,10 +55,16 @@ export async function runCni(
   }
 }
 
+/** One request to the daemon. */
+type Ask = (path: string, body?: unknown) => Promise<unknown>;
+
 const RUN: Readonly<
-  Record<Exclude<Verb, "VERSION">, (env: Environment, config: NetworkConfig) => Promise<Json | undefined>>
+  Record<
+    Exclude<Verb, "VERSION">,
+    (env: Environment, config: NetworkConfig, ask: Ask) => Promise<Json | undefined>
+  >
 > = {
-  async ADD(env, config) {
+  async ADD(env, config, ask) {
     if (config.prevResult !== undefined) {
       throw new CniError(
         CniErrorCode.InvalidConfig,
@@ -77,28 +85,28 @@ const RUN: Readonly<
       families: config.families,
       routes: config.routes,
     };
-    const reply = await callDaemon(config.socket, "/v1/cni/add", request) as AddReply;
+    const reply = await ask("/v1/cni/add", request) as AddReply;
     return renderResult(config.version, reply, netns, config.dns);
   },
 
-  async DEL(env, config) {
+  async DEL(env, config, ask) {
     const request: DelRequest = { ...readAttachment(env, config.name), netns: env.CNI_NETNS || undefined };
-    await callDaemon(config.socket, "/v1/cni/del", request);
+    await ask("/v1/cni/del", request);
     return undefined;
   },
 
-  async CHECK(env, config) {
+  async CHECK(env, config, ask) {
     if (config.prevResult === undefined) {
       throw new CniError(CniErrorCode.InvalidConfig, "prevResult: found none, wanted the result of ADD");
     }
     const attachment = readAttachment(env, config.name);
     const addresses = addressesOf(config.prevResult, attachment.ifName);
     const request: CheckRequest = { ...attachment, netns: env.CNI_NETNS!, addresses };
-    await callDaemon(config.socket, "/v1/cni/check", request);
+    await ask("/v1/cni/check", request);
     return undefined;
   },
 
-  async GC(_env, config) {
+  async GC(_env, config, ask) {
     if (config.validAttachments === undefined) {
       throw new CniError(
         CniErrorCode.InvalidConfig,
@@ -106,13 +114,13 @@ const RUN: Readonly<
       );
     }
     const request: GcRequest = { network: config.name, valid: config.validAttachments };
-    await callDaemon(config.socket, "/v1/cni/gc", request);
+    await ask("/v1/cni/gc", request);
     return undefined;
   },
 
-  async STATUS(_env, config) {
+  async STATUS(_env, config, ask) {
     try {
-      await callDaemon(config.socket, "/v1/cni/status");
+      await ask("/v1/cni/status");
     } catch (cause) {
       if (!(cause instanceof CniError)) throw cause;
       if (cause.code === CniErrorCode.NotAvailable || cause.code === CniErrorCode.LimitedConnectivity) throw cause;
@@ -126,9 +134,9 @@ const RUN: Readonly<
 const line = (value: unknown): string => JSON.stringify(value);
 
 /** VERSION echoes what it was asked in: CNI SPEC section 2, "VERSION". Older runtimes send nothing, or something else. */
-async function askedVersion(readStdin: () => Promise<string>): Promise<string> {
+function askedVersion(readStdin: () => string): string {
   try {
-    const { cniVersion } = decodeObject(await readStdin());
+    const { cniVersion } = decodeObject(readStdin());
     return typeof cniVersion === "string" && isVersionText(cniVersion) ? cniVersion : NEWEST_VERSION;
   } catch {
     return NEWEST_VERSION;

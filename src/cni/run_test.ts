@@ -5,6 +5,7 @@ import { join } from "node:path";
 import vectors from "../../test/vectors/cni-versions.json";
 import type { AddReply, ErrorReply } from "../sdk/attach.ts";
 import { VERBS } from "./environment.ts";
+import type { Exchange } from "./daemon.ts";
 import { runCni } from "./run.ts";
 import { SUPPORTED_VERSIONS } from "./version.ts";
 
@@ -56,13 +57,29 @@ await Bun.write(netns, "");
 const ENV = { CNI_CONTAINERID: "c0ffee", CNI_NETNS: netns, CNI_IFNAME: "eth0", CNI_PATH: "/opt/cni/bin" };
 const CONFIG = { cniVersion: "1.1.0", name: "pods", type: "manx", socket };
 
+/** What `blocking_io` does, beside the daemon that lives in this process. */
+const exchange: Exchange = (path, request, { enough }) =>
+  new Promise((resolve, reject) => {
+    let answer = new Uint8Array();
+    Bun.connect({
+      unix: path,
+      socket: {
+        open: (connection) => void connection.write(request),
+        data(connection, data) {
+          answer = Buffer.concat([answer, data]);
+          if (enough(answer)) connection.end();
+        },
+        close: () => resolve(answer),
+      },
+    }).catch((cause) => reject(Object.assign(cause, { errno: cause.code === "ENOENT" ? 2 : 111 })));
+  });
+
 async function call(verb: string, config: unknown, env: Record<string, string | undefined> = {}) {
   const written: string[] = [];
   const stdin = typeof config === "string" ? config : JSON.stringify(config);
   const status = await runCni(
     { ...ENV, CNI_COMMAND: verb, ...env },
-    () => Promise.resolve(stdin),
-    (text) => written.push(text),
+    { readStdin: () => stdin, write: (text) => written.push(text), exchange },
   );
   expect(written.length).toBeLessThanOrEqual(1);
   return { status, out: written.length === 0 ? undefined : JSON.parse(written[0]!) };
@@ -181,9 +198,14 @@ describe("VERSION", () => {
   );
   test("answers where stdin cannot be read", async () => {
     const written: string[] = [];
-    const status = await runCni({ CNI_COMMAND: "VERSION" }, () => {
+    const readStdin = () => {
       throw new Error("EBADF");
-    }, (text) => written.push(text));
+    };
+    const status = await runCni({ CNI_COMMAND: "VERSION" }, {
+      readStdin,
+      write: (text) => written.push(text),
+      exchange,
+    });
     expect(status).toBe(0);
     expect(JSON.parse(written[0]!).supportedVersions).toContain("0.3.0");
   });

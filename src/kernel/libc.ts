@@ -1,5 +1,5 @@
 /**
- * libc by `bun:ffi`: the one `dlopen` of the house.
+ * libc by `bun:ffi`: the one `dlopen` of the house, but for the CNI client's few calls (`blocking_io.ts`).
  *
  * Every call returns what the C function returns, or the negated errno (`-2` for ENOENT), so that hot paths can branch on it;
  * `check` turns the latter into a `KernelError`. Buffers that the kernel reads or writes come from `buffer()`: small typed

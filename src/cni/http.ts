@@ -1,0 +1,45 @@
+/** The little of HTTP/1.1 (RFC 9112) that one request and one answer on a connection of their own need. */
+
+const encoder = new TextEncoder();
+
+/** A request that ends the connection; with a body, a POST of JSON. */
+export function encodeRequest(path: string, body?: unknown): Uint8Array {
+  const start = (method: string) => `${method} ${path} HTTP/1.1\r\nHost: manx\r\nConnection: close\r\n`;
+  if (body === undefined) return encoder.encode(`${start("GET")}\r\n`);
+  const content = encoder.encode(JSON.stringify(body));
+  const head = encoder.encode(
+    `${start("POST")}Content-Type: application/json\r\nContent-Length: ${content.length}\r\n\r\n`,
+  );
+  const bytes = new Uint8Array(new ArrayBuffer(head.length + content.length));
+  bytes.set(head);
+  bytes.set(content, head.length);
+  return bytes;
+}
+
+export interface HttpAnswer {
+  readonly status: number;
+  readonly text: string;
+}
+
+/** The answer that `bytes` begin with; undefined where they end before it does. @throws {Error} where they are no answer */
+export function decodeAnswer(bytes: Uint8Array): HttpAnswer | undefined {
+  const end = endOfHead(bytes);
+  if (end === undefined) return undefined;
+  const head = new TextDecoder("latin1").decode(bytes.subarray(0, end));
+  const status = /^HTTP\/1\.[01] (\d{3})/.exec(head);
+  if (status === null) throw new Error("it answered something that is not HTTP/1.1");
+  const length = /\r\ncontent-length:[ \t]*(\d+)/i.exec(head);
+  // Bodies without a length are for those who cannot know it: the daemon's are JSON, whole before they are sent.
+  if (length === null && status[1] !== "204") throw new Error("it answered without a Content-Length");
+  const from = end + 4, to = from + Number(length?.[1] ?? 0);
+  if (bytes.length < to) return undefined;
+  return { status: Number(status[1]), text: new TextDecoder().decode(bytes.subarray(from, to)) };
+}
+
+/** Where the empty line begins that ends the head. */
+function endOfHead(bytes: Uint8Array): number | undefined {
+  for (let at = bytes.indexOf(13); at >= 0; at = bytes.indexOf(13, at + 1)) {
+    if (bytes[at + 1] === 10 && bytes[at + 2] === 13 && bytes[at + 3] === 10) return at;
+  }
+  return undefined;
+}
