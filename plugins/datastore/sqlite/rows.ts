@@ -7,7 +7,8 @@ import { RefusedError } from "../../../src/sdk/errors.ts";
 const VALUE_MAX_BYTES = 8 * 1024 * 1024;
 
 export interface Row {
-  readonly id: number;
+  /** Absent: not read back. */
+  readonly id?: number;
   readonly kind: string;
   readonly namespace: string;
   readonly name: string;

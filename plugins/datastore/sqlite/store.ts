@@ -5,6 +5,7 @@ import { keyText, type ResourceKey, type ResourceKind } from "../../../src/model
 import type { ChangeBatch, Datastore, Revision, Versioned, Write } from "../../../src/sdk/datastore.ts";
 import { ConflictError, ManxError, RefusedError, UnavailableError } from "../../../src/sdk/errors.ts";
 import type { Log } from "../../../src/sdk/plugin.ts";
+import { type Flush, LogFile } from "./log_file.ts";
 import { parseKeyText, parseValue, type PreparedWrite, prepareWrite, type Row, toChanges } from "./rows.ts";
 import { corrupt, isBusy, openDatabase, typedError } from "./schema.ts";
 import { prepareStatements, type Statements } from "./statements.ts";
@@ -61,6 +62,20 @@ interface Page {
   readonly complete: boolean;
 }
 
+/** A watcher that has seen all there is for it. */
+interface Waiting {
+  /** Empty: every kind. */
+  readonly kinds: readonly ResourceKind[];
+  /** With what it waits for, where this process wrote it; without, it has to look. */
+  readonly wake: (page?: Page) => void;
+}
+
+interface Outcome {
+  readonly tell: () => void;
+  /** Where what was written could not be made durable. */
+  readonly fail: (error: unknown) => void;
+}
+
 const FIRST_KEY: ResourceKey = { kind: "", namespace: "", name: "" };
 
 /** Opened by `SqliteDatastore.open`; closing it ends its watchers and refuses what still waits for a lock. */
@@ -71,8 +86,9 @@ export class SqliteDatastore implements Datastore {
   readonly #sql: Statements;
   readonly #inode: number;
   readonly #noticeFd: number;
+  readonly #logFile: LogFile;
   readonly #poll: ReturnType<typeof setInterval>;
-  readonly #waiting = new Set<() => void>();
+  readonly #waiting = new Set<Waiting>();
   readonly #tombstonesKept: number;
   #noticeWatch: FSWatcher | undefined;
   #queue: PendingCommit[] = [];
@@ -81,13 +97,17 @@ export class SqliteDatastore implements Datastore {
   #busyTries = 0;
   /** Highest revision known to be in the file. */
   #latest: number;
+  /** Of each kind that this process has written. */
+  readonly #latestOf = new Map<ResourceKind, number>();
+  /** Of another process's commits, which may be of any kind. */
+  #latestOfOthers = 0;
   #settleTimer: ReturnType<typeof setTimeout> | undefined;
   #deletions = 0;
   #rowsSinceCheckpoint = 0;
   #checkpointTimer: ReturnType<typeof setTimeout> | undefined;
   #closed = false;
 
-  private constructor(path: string, log: Log, db: Database, tombstonesKept: number) {
+  private constructor(path: string, log: Log, db: Database, tombstonesKept: number, flush: Flush | undefined) {
     this.#path = path;
     this.#log = log;
     this.#db = db;
@@ -95,6 +115,7 @@ export class SqliteDatastore implements Datastore {
     this.#sql = prepareStatements(db);
     this.#latest = this.#sql.latest.get()?.revision ?? 0;
     this.#inode = statSync(path).ino;
+    this.#logFile = new LogFile(path, flush);
     const noticePath = `${path}-notice`;
     this.#noticeFd = openSync(noticePath, constants.O_RDWR | constants.O_CREAT, 0o600);
     try {
@@ -108,12 +129,16 @@ export class SqliteDatastore implements Datastore {
   }
 
   /** @throws {CorruptError} {UnavailableError} naming the file */
-  static open(path: string, log: Log, options: { readonly tombstonesKept?: number } = {}): SqliteDatastore {
+  static open(
+    path: string,
+    log: Log,
+    options: { readonly tombstonesKept?: number; readonly flush?: Flush } = {},
+  ): SqliteDatastore {
     const db = openDatabase(path);
     try {
       db.run(`PRAGMA busy_timeout = ${LOCK_WAIT_MS}`);
       db.run(`PRAGMA wal_autocheckpoint = ${CHECKPOINT_PAGES_MAX}`);
-      return new SqliteDatastore(path, log, db, options.tombstonesKept ?? TOMBSTONES_KEPT);
+      return new SqliteDatastore(path, log, db, options.tombstonesKept ?? TOMBSTONES_KEPT, options.flush);
     } catch (error) {
       db.close();
       throw error instanceof ManxError ? error : typedError(path, "opening", error);
@@ -153,10 +178,12 @@ export class SqliteDatastore implements Datastore {
     const steps = kinds.length === 0 ? [undefined] : [...new Set(kinds)].sort();
     let position: Position = { replay: steps.map((kind) => ({ kind, after: FIRST_KEY })), cursor: 0 };
     let synced = false;
+    let handed: Page | undefined;
     while (!signal.aborted && !this.#closed) {
       let page: Page;
       try {
-        page = await this.#patiently("reading", () => this.#page(position, kindsJson, known), signal);
+        page = handed ?? await this.#patiently("reading", () => this.#page(position, kindsJson, known), signal);
+        handed = undefined;
       } catch (error) {
         if (signal.aborted || this.#closed) return;
         throw error;
@@ -166,7 +193,7 @@ export class SqliteDatastore implements Datastore {
       if (changes.length > 0 || (page.complete && !synced)) {
         synced ||= page.complete;
         yield { changes, synced };
-      } else if (page.complete) await this.#newerThan(position.cursor, signal);
+      } else if (page.complete) handed = await this.#newerThan(position.cursor, kinds, signal);
     }
   }
 
@@ -180,6 +207,7 @@ export class SqliteDatastore implements Datastore {
     clearTimeout(this.#settleTimer);
     this.#noticeWatch?.close();
     closeSync(this.#noticeFd);
+    await this.#logFile[Symbol.asyncDispose]();
     this.#wake();
     for (const statement of Object.values(this.#sql)) statement.finalize();
     this.#db.close();
@@ -199,8 +227,9 @@ export class SqliteDatastore implements Datastore {
   #flush(): void {
     const group = this.#queue.splice(0, GROUP_MAX);
     if (group.length === 0) return;
-    let outcomes: (() => void)[];
+    let outcomes: Outcome[];
     try {
+      if (this.#logFile.failure !== undefined) throw this.#logFile.failure;
       this.#assertSameFile();
       this.#sql.begin.run();
     } catch (error) {
@@ -219,54 +248,66 @@ export class SqliteDatastore implements Datastore {
       for (const waiting of group) waiting.reject(typed);
       return;
     }
-    for (const tell of outcomes) tell();
+    if (outcomes.length > 0) {
+      // Those who watch have it already: a crash of this process loses nothing, only the machine's could.
+      this.#logFile.flushed().then(
+        () => outcomes.forEach(({ tell }) => tell()),
+        (error) => outcomes.forEach(({ fail }) => fail(error)),
+      );
+    }
     if (this.#queue.length > 0) this.#planFlush();
   }
 
-  #carryOut(group: readonly PendingCommit[]): (() => void)[] {
+  /** @returns the outcomes that wait for the disk; others are told at once */
+  #carryOut(group: readonly PendingCommit[]): Outcome[] {
     const before = this.#sql.latest.get()?.revision ?? 0;
+    if (before > this.#latest) this.#takeNotice(before);
     let revision = before;
-    let rows = 0;
-    const outcomes: (() => void)[] = [];
+    const outcomes: Outcome[] = [];
+    const written: Row[] = [];
     for (const { writes, signal, resolve, reject } of group) {
       if (signal?.aborted) {
-        outcomes.push(() => reject(signal.reason));
+        reject(signal.reason);
         continue;
       }
       const conflicts = writes.filter((write) => !this.#holds(write)).map((write) => write.text);
       if (conflicts.length > 0) {
-        outcomes.push(() => reject(new ConflictError(conflicts)));
+        reject(new ConflictError(conflicts));
         continue;
       }
       // One commit alone is undone with the whole transaction.
       const isAlone = group.length === 1;
       if (!isAlone) this.#sql.savepoint.run();
-      let written = 0;
+      const rowsBefore = written.length;
       try {
-        for (const write of writes) written += this.#write(write, revision + 1);
+        for (const write of writes) {
+          const row = this.#write(write, revision + 1);
+          if (row !== undefined) written.push(row);
+        }
       } catch (error) {
         if (isAlone || !this.#db.inTransaction) throw error; // or SQLite gave the whole transaction up
+        written.length = rowsBefore;
         this.#sql.undo.run();
         this.#sql.release.run();
-        outcomes.push(() => reject(typedError(this.#path, "committing to", error)));
+        reject(typedError(this.#path, "committing to", error));
         continue;
       }
       if (!isAlone) this.#sql.release.run();
-      if (written > 0) revision++;
-      rows += written;
+      if (written.length > rowsBefore) revision++;
       const reached = String(revision) as Revision;
-      outcomes.push(() => resolve(reached));
+      outcomes.push({ tell: () => resolve(reached), fail: reject });
     }
-    if (rows === 0) {
+    if (written.length === 0) {
       this.#sql.rollback.run();
       return outcomes;
     }
     if (this.#deletions >= COMPACT_EVERY_DELETIONS || this.#deletions >= this.#tombstonesKept) this.#compact();
     this.#sql.commit.run();
     this.#latest = revision;
-    this.#wake();
+    for (const row of written) this.#latestOf.set(row.kind, revision);
+    this.#hand(written, revision);
     this.#tellOthers();
-    this.#planCheckpoint(rows);
+    this.#planCheckpoint(written.length);
     return outcomes;
   }
 
@@ -276,15 +317,16 @@ export class SqliteDatastore implements Datastore {
     return found === null ? expect === null : expect === String(found.revision);
   }
 
-  /** Rows changed: 0 where an absent key is deleted. */
-  #write({ key, json }: PreparedWrite, revision: number): number {
+  /** The row it becomes; undefined where an absent key is deleted. */
+  #write({ key, json }: PreparedWrite, revision: number): Row | undefined {
+    const { kind, namespace, name } = key;
     if (json !== null) {
-      this.#sql.put.run(key.kind, key.namespace, key.name, revision, json);
-      return 1;
+      this.#sql.put.run(kind, namespace, name, revision, json);
+      return { kind, namespace, name, revision, value: json };
     }
-    const { changes } = this.#sql.bury.run(revision, key.kind, key.namespace, key.name);
+    const { changes } = this.#sql.bury.run(revision, kind, namespace, name);
     this.#deletions += changes;
-    return changes;
+    return changes === 0 ? undefined : { kind, namespace, name, revision, value: null };
   }
 
   /** Keeps the newest tombstone at least: it may be what carries the highest revision. */
@@ -356,7 +398,7 @@ export class SqliteDatastore implements Datastore {
     if (last === undefined || rows.length < BATCH_MAX) {
       return { rows, vanished, position: { replay: [], cursor: latest }, complete: true };
     }
-    rows.push(...this.#sql.restOfRevision.all(last.revision, last.id, kinds));
+    rows.push(...this.#sql.restOfRevision.all(last.revision, last.id!, kinds));
     return { rows, vanished, position: { replay: [], cursor: last.revision }, complete: last.revision === latest };
   }
 
@@ -389,18 +431,40 @@ export class SqliteDatastore implements Datastore {
     }
   }
 
-  async #newerThan(cursor: number, signal: AbortSignal): Promise<void> {
-    if (this.#latest > cursor || signal.aborted || this.#closed) return;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#waiting.add(resolve);
-    signal.addEventListener("abort", resolve as () => void, { once: true });
-    await promise;
-    this.#waiting.delete(resolve);
-    signal.removeEventListener("abort", resolve as () => void);
+  /** Resolves when there is something newer, with it where it is at hand. */
+  async #newerThan(cursor: number, kinds: readonly ResourceKind[], signal: AbortSignal): Promise<Page | undefined> {
+    if (this.#latestFor(kinds) > cursor || signal.aborted || this.#closed) return;
+    const { promise, resolve } = Promise.withResolvers<Page | undefined>();
+    const waiting: Waiting = { kinds, wake: resolve };
+    const stop = () => resolve(undefined);
+    this.#waiting.add(waiting);
+    signal.addEventListener("abort", stop, { once: true });
+    const page = await promise;
+    this.#waiting.delete(waiting);
+    signal.removeEventListener("abort", stop);
+    return page;
   }
 
+  #latestFor(kinds: readonly ResourceKind[]): number {
+    if (kinds.length === 0) return this.#latest;
+    return kinds.reduce((latest, kind) => Math.max(latest, this.#latestOf.get(kind) ?? 0), this.#latestOfOthers);
+  }
+
+  /** Everybody who waits has seen all there was for them before: what this process wrote since is all they lack. */
+  #hand(written: readonly Row[], revision: number): void {
+    const latest = [...new Map(written.map((row) => [keyText(row), row])).values()];
+    for (const waiting of this.#waiting) {
+      const { kinds } = waiting;
+      const rows = kinds.length === 0 ? latest : latest.filter(({ kind }) => kinds.includes(kind));
+      if (rows.length === 0) continue;
+      waiting.wake({ rows, vanished: [], position: { replay: [], cursor: revision }, complete: true });
+      this.#waiting.delete(waiting);
+    }
+  }
+
+  /** Everybody looks for himself. */
   #wake(): void {
-    for (const wake of this.#waiting) wake();
+    for (const { wake } of this.#waiting) wake();
     this.#waiting.clear();
   }
 
@@ -420,13 +484,18 @@ export class SqliteDatastore implements Datastore {
     try {
       const latest = this.#sql.latest.get()?.revision ?? 0;
       if (latest <= this.#latest) return false;
-      this.#latest = latest;
-      this.#wake();
+      this.#takeNotice(latest);
       return true;
     } catch (error) {
       if (!isBusy(error)) this.#log.error("datastore cannot be read", { path: this.#path, error: String(error) });
       return false;
     }
+  }
+
+  /** Of commits by another process. */
+  #takeNotice(latest: number): void {
+    this.#latest = this.#latestOfOthers = latest;
+    this.#wake();
   }
 
   /** After the commit is visible, so that whoever is woken finds it: the log file itself changes before it is. */

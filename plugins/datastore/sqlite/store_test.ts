@@ -19,10 +19,12 @@ import { datastoreContract, failure, Follower } from "../../../test/contract/dat
 import { drop, key, put } from "../../../test/contract/datastore_keys.ts";
 import plugin from "./mod.ts";
 import { SCHEMA_VERSION } from "./schema.ts";
+import type { Flush } from "./log_file.ts";
 import { OTHER_PROCESS_POLL_MS, SqliteDatastore } from "./store.ts";
 
 const silent: Log = { debug() {}, info() {}, warn() {}, error() {} };
-const open = (path: string, options?: { tombstonesKept: number }) => SqliteDatastore.open(path, silent, options);
+const open = (path: string, options?: { tombstonesKept?: number; flush?: Flush }) =>
+  SqliteDatastore.open(path, silent, options);
 
 function scratch(): { path: string; directory: string } & Disposable {
   const directory = mkdtempSync(join(tmpdir(), "manx-sqlite-"));
@@ -481,4 +483,88 @@ describe("several processes", () => {
       await child.exited;
     }
   }, 30_000);
+});
+
+/** A disk that flushes when it is told to. */
+function slowDisk() {
+  const asked: ((error: Error | null) => void)[] = [];
+  const flush: Flush = (_, done) => void asked.push(done);
+  return { asked, flush };
+}
+
+const written = (name: string) => [{ key: { kind: "Node", namespace: "", name }, value: resource(name) }];
+const resource = (name: string) => ({ apiVersion: "v1", kind: "Node", metadata: { name } });
+const turns = async (done: () => boolean) => {
+  for (let turn = 0; turn < 1_000 && !done(); turn++) await new Promise((resolve) => setImmediate(resolve));
+  expect(done()).toBe(true);
+};
+
+test("a commit is acknowledged once the disk has it, and one flush answers for all that was written before it", async () => {
+  using place = scratch();
+  const { asked, flush } = slowDisk();
+  const store = open(place.path, { flush });
+  const acknowledged: string[] = [];
+  const commit = (name: string) => store.commit(written(name)).then(() => acknowledged.push(name));
+  const first = commit("a");
+  await turns(() => asked.length === 1);
+  const others = [commit("b"), commit("c")];
+  for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
+  expect(acknowledged).toEqual([]);
+  expect(asked.length).toBe(1);
+  asked[0]!(null);
+  await first;
+  expect(acknowledged).toEqual(["a"]);
+  expect(asked.length).toBe(2);
+  asked[1]!(null);
+  await Promise.all(others);
+  expect(asked.length).toBe(2);
+  await store[Symbol.asyncDispose]();
+});
+
+test("a flush that fails fails its commits, and nothing more is written", async () => {
+  using place = scratch();
+  const { asked, flush } = slowDisk();
+  await using store = open(place.path, { flush });
+  const commit = store.commit(written("a"));
+  await turns(() => asked.length === 1);
+  asked[0]!(new Error("EIO: i/o error"));
+  const message = "EIO: i/o error; wanted a working file system";
+  await expect(commit).rejects.toThrow(message);
+  await expect(store.commit(written("b"))).rejects.toThrow(message);
+  expect(await store.get({ kind: "Node", namespace: "", name: "b" })).toBeUndefined();
+});
+
+test("a datastore that closes waits for the flush under way", async () => {
+  using place = scratch();
+  const { asked, flush } = slowDisk();
+  const store = open(place.path, { flush });
+  const commit = store.commit(written("a"));
+  await turns(() => asked.length === 1);
+  const closed = store[Symbol.asyncDispose]();
+  asked[0]!(null);
+  await commit;
+  await turns(() => asked.length === 2);
+  asked[1]!(null);
+  await closed;
+});
+
+test("watchers of other kinds are left alone, and miss nothing", async () => {
+  using place = scratch();
+  await using store = open(place.path);
+  const stop = new AbortController();
+  const seen: string[] = [];
+  const following = (async () => {
+    for await (const { changes } of store.watch(["Pod"], stop.signal)) seen.push(...changes.map(({ key }) => key.name));
+  })();
+  const pod = (
+    name: string,
+  ) => [{ key: { kind: "Pod", namespace: "a", name }, value: { ...resource(name), kind: "Pod" } }];
+  await store.commit(pod("p1"));
+  for (let i = 0; i < 20; i++) await store.commit(written(`n${i}`));
+  await store.commit([...pod("p2"), ...written("last")]);
+  await store.commit([{ key: pod("p1")[0]!.key, value: null }]);
+  await turns(() => seen.length === 3);
+  expect(seen).toEqual(["p1", "p2", "p1"]);
+  stop.abort();
+  await following;
 });
