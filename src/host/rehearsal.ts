@@ -17,6 +17,7 @@ import type { Config, Slot } from "./config.ts";
 const PODS = 150;
 const START_DEADLINE_MS = 10_000;
 const START_LOOK_MS = 5;
+const CALL_DEADLINE_MS = 10_000;
 /** Between two pods, for whoever really wants one meanwhile. */
 const PAUSE_MS = 1;
 
@@ -35,7 +36,8 @@ export async function rehearse(config: Config, run: RunDaemon, signal: AbortSign
   const node = stack.use(createNamespace("rehearsal"));
   const stop = new AbortController();
   const scratch = scratchConfig(config, directory);
-  const daemon = run(scratch, namespacedKernel(node), AbortSignal.any([signal, stop.signal]));
+  // It ends after the one who calls it: a call that loses its daemon half-way is an error of nobody's.
+  const daemon = run(scratch, namespacedKernel(node), stop.signal);
   const ended = daemon.then(() => {
     throw new ManxError("rehearsal", "the rehearsing daemon ended by itself");
   });
@@ -84,18 +86,18 @@ async function perform(socket: string, signal: AbortSignal): Promise<void> {
       args,
       labels: { app: "rehearsal" },
       families,
-    }, signal);
-    await call(socket, "del", name, signal);
+    });
+    await call(socket, "del", name);
     await systemClock.sleep(PAUSE_MS, signal);
   }
 }
 
-async function call(socket: string, verb: "add" | "del", body: unknown, signal: AbortSignal): Promise<void> {
+async function call(socket: string, verb: "add" | "del", body: unknown): Promise<void> {
   const response = await fetch(`http://manx/v1/cni/${verb}`, {
     unix: socket,
     method: "POST",
     body: JSON.stringify(body),
-    signal,
+    signal: AbortSignal.timeout(CALL_DEADLINE_MS),
   });
   const text = await response.text();
   if (!response.ok) throw new ManxError("rehearsal", `${verb}: ${text}`);
