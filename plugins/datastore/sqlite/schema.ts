@@ -129,9 +129,12 @@ function inspect(path: string): number {
     db = new Database(path, { readonly: true, strict: true });
     db.run(`PRAGMA busy_timeout = ${OPEN_BUSY_MS}`);
     const number = (sql: string) => Object.values(db!.query(sql).get() as Record<string, number>)[0]!;
+    // One snapshot: another process may be making the file just now.
+    db.run("BEGIN");
+    const objects = number("SELECT count(*) FROM sqlite_schema");
     const application = number("PRAGMA application_id");
     const version = number("PRAGMA user_version");
-    const objects = number("SELECT count(*) FROM sqlite_schema");
+    db.run("COMMIT");
     // Killed between making the file and making its tables.
     if (application === 0 && version === 0 && objects === 0) return 0;
     if (application !== APPLICATION_ID) {
