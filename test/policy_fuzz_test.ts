@@ -82,7 +82,7 @@ const KUBERNETES_SPEC = {
 };
 const CLUSTER_RULES = [{
   action: "Accept",
-  to: [{ pods: { podSelector: SELECTOR, namespaceSelector: {} } }, { networks: ["10.0.0.0/8"] }],
+  to: [{ pods: { podSelector: SELECTOR, namespaceSelector: {} } }, { networks: ["10.0.0.0/8"] }, { nodes: SELECTOR }],
   protocols: [{ tcp: { destinationPort: { number: 1 } } }],
 }];
 const LABELS = { a: "x" };
@@ -238,6 +238,7 @@ test.each([1, 2, 3, 4])("damaged resources are read without a throw and open not
     const input = damaged(resource, 1 + next(3), next) as Resource;
     const refusals = source.validate(input);
     const { objects, problems } = source.translate(input);
+    expect(source.needs!(input).every(({ key, path }) => key.name !== "" && path !== "")).toBe(true);
     expect(problems.map(({ path, message }) => `${path} ${message}`)).toEqual(
       refusals.map(({ path, message }) => `${path} ${message}`),
     );
@@ -268,6 +269,7 @@ test("anything at all in place of a resource is refused", () => {
   for (const junk of [...JUNK, { kind: "Pod" }, { kind: { toString: 1 } }]) {
     for (const source of [kubernetesSource, calicoSource]) {
       expect(source.validate(junk as Resource).length).toBeGreaterThan(0);
+      expect(source.needs!(junk as Resource)).toEqual([]);
       expect(source.translate(junk as Resource).problems.length).toBeGreaterThan(0);
     }
   }

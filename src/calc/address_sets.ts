@@ -5,11 +5,11 @@ import { digest } from "../model/digest.ts";
 import { persistentMap } from "../model/persistent_map.ts";
 import type { MapEditor, PersistentMap } from "../model/persistent_map.ts";
 import type { ServiceReference } from "../model/rule.ts";
-import type { Selector } from "../model/selector.ts";
-import type { ServiceBackendsObject } from "../model/world.ts";
+import type { Labels, Selector } from "../model/selector.ts";
+import type { NodeObject, ServiceBackendsObject } from "../model/world.ts";
 import type { Endpoint, LabelClass } from "./label_class.ts";
 import { SelectorIndex } from "./selector_index.ts";
-import type { IndexedSelector } from "./selector_index.ts";
+import type { IndexedSelector, Subject } from "./selector_index.ts";
 import { SetMap } from "./set_map.ts";
 
 /** The sets that are fed by a peer selector. */
@@ -17,6 +17,14 @@ export interface PeerData {
   readonly sets: MemberSet[];
 }
 type PeerSelector = IndexedSelector<LabelClass, PeerData>;
+type NodeSelector = IndexedSelector<NodeSubject, PeerData>;
+
+/** A node as a peer. In an index of its own: no selector over endpoints may ever find it. */
+class NodeSubject implements Subject<NodeSubject, PeerData> {
+  readonly matched: NodeSelector[] = [];
+  readonly namespace = undefined;
+  constructor(readonly labels: Labels, readonly addresses: readonly Address[]) {}
+}
 
 /** A set in the making: members with the number of those who contribute them. */
 export interface MemberSet {
@@ -36,6 +44,7 @@ export interface MemberSet {
 type SetSource =
   /** Without `port`, addresses; with it, ports of that name. */
   | { readonly kind: "selector"; readonly peer: PeerSelector; readonly port?: string }
+  | { readonly kind: "nodes"; readonly nodes: NodeSelector }
   | { readonly kind: "service"; readonly service: string; readonly ports: boolean };
 
 /** A member of a `port` set: the address, a protocol character, two port characters. */
@@ -47,6 +56,8 @@ export function portMember(address: Address, protocol: number, port: number): Se
 export class AddressSets {
   /** All label classes of the world against the selectors of active rules. */
   readonly peers: SelectorIndex<LabelClass, PeerData>;
+  readonly #nodes: SelectorIndex<NodeSubject, PeerData>;
+  readonly #nodeOf = new Map<string, NodeSubject>();
   readonly #sets = new Map<string, MemberSet>();
   readonly #byService = new SetMap<string, MemberSet>();
   readonly #backends = new Map<string, Map<string, ServiceBackendsObject>>();
@@ -58,14 +69,29 @@ export class AddressSets {
 
   /** How much it keeps. */
   get held(): number {
-    return this.#sets.size + this.#byService.size + this.#backends.size + this.peers.held;
+    const own = this.#sets.size + this.#byService.size + this.#backends.size + this.#nodeOf.size;
+    return own + this.peers.held + this.#nodes.held;
   }
 
-  constructor() {
+  /** Selectors tried against labels since the beginning. */
+  get evaluations(): number {
+    return this.peers.evaluations + this.#nodes.evaluations;
+  }
+
+  /** `onAsk` is told what labels the selectors of rules ask for, as `SelectorIndex` says. */
+  constructor(onAsk: SelectorIndex<LabelClass, PeerData>["onAsk"]) {
     this.peers = new SelectorIndex<LabelClass, PeerData>(
       () => ({ sets: [] }),
       ({ data }, labelClass) => data.sets.forEach((set) => this.#contribute(set, labelClass.endpoints, 1)),
       ({ data }, labelClass) => data.sets.forEach((set) => this.#contribute(set, labelClass.endpoints, -1)),
+      onAsk,
+    );
+    const contributeNode = (sign: 1 | -1) => ({ data }: NodeSelector, node: NodeSubject) =>
+      data.sets.forEach((set) => this.#contributeNode(set, node, sign));
+    this.#nodes = new SelectorIndex<NodeSubject, PeerData>(
+      () => ({ sets: [] }),
+      contributeNode(1),
+      contributeNode(-1),
     );
   }
 
@@ -80,6 +106,13 @@ export class AddressSets {
     const peer = this.peers.addSelector(selector);
     const key = `port ${name.length}:${name} ${peer.text}`;
     return this.#acquire(key, "port", `port ${name} of ${peer.text}`, { kind: "selector", peer, port: name });
+  }
+
+  /** Addresses of the nodes that the selector matches. */
+  acquireNodes(selector: Selector): MemberSet {
+    const nodes = this.#nodes.addSelector(selector);
+    const title = `nodes ${nodes.text}`;
+    return this.#acquire(title, "net", title, { kind: "nodes", nodes });
   }
 
   /** Endpoints of a service, with their ports or without. */
@@ -99,6 +132,19 @@ export class AddressSets {
     for (const { data } of endpoint.labelClass.matched) {
       for (const set of data.sets) this.#contribute(set, [endpoint], sign);
     }
+  }
+
+  /** Replaces one node; undefined = gone. */
+  setNode(id: string, node: NodeObject | undefined): void {
+    const before = this.#nodeOf.get(id);
+    // The new one first, as everywhere: what both have stays.
+    if (node === undefined) this.#nodeOf.delete(id);
+    else {
+      const after = new NodeSubject(node.labels, node.addresses);
+      this.#nodeOf.set(id, after);
+      this.#nodes.addSubject(after);
+    }
+    if (before !== undefined) this.#nodes.removeSubject(before);
   }
 
   /** Replaces one slice of a service's endpoints; undefined = gone. */
@@ -167,6 +213,9 @@ export class AddressSets {
     if (source.kind === "selector") {
       source.peer.data.sets.push(set);
       for (const labelClass of source.peer.subjects) this.#contribute(set, labelClass.endpoints, 1);
+    } else if (source.kind === "nodes") {
+      source.nodes.data.sets.push(set);
+      for (const node of source.nodes.subjects) this.#contributeNode(set, node, 1);
     } else {
       this.#byService.add(source.service, set);
       const slices = this.#backends.get(source.service);
@@ -179,9 +228,9 @@ export class AddressSets {
     this.#touched.delete(set);
     const { source } = set;
     if (source.kind === "selector") {
-      const { sets } = source.peer.data;
-      sets.splice(sets.indexOf(set), 1);
-      if (sets.length === 0) this.peers.removeSelector(source.peer);
+      if (dropFrom(source.peer.data, set)) this.peers.removeSelector(source.peer);
+    } else if (source.kind === "nodes") {
+      if (dropFrom(source.nodes.data, set)) this.#nodes.removeSelector(source.nodes);
     } else this.#byService.delete(source.service, set);
   }
 
@@ -201,6 +250,10 @@ export class AddressSets {
         }
       }
     }
+  }
+
+  #contributeNode(set: MemberSet, { addresses }: NodeSubject, sign: 1 | -1): void {
+    for (const address of addresses) this.#count(set, hostCidr(address), sign);
   }
 
   #contributeBackends(set: MemberSet, slice: ServiceBackendsObject, sign: 1 | -1): void {
@@ -224,4 +277,10 @@ export class AddressSets {
     else if (repeated === 1) repeats.delete(member);
     else repeats.set(member, repeated - 1);
   }
+}
+
+/** Whether the selector feeds nothing any more. */
+function dropFrom({ sets }: PeerData, set: MemberSet): boolean {
+  sets.splice(sets.indexOf(set), 1);
+  return sets.length === 0;
 }

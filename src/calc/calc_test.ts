@@ -1,5 +1,7 @@
 import { expect, test } from "bun:test";
 import { parseAddress } from "../model/address.ts";
+import type { PolicyList } from "../model/desired.ts";
+import type { NeutralPolicy } from "../model/rule.ts";
 import type { WorldChange } from "../model/world.ts";
 import { createCalc, DEFAULT_FAILSAFE } from "./mod.ts";
 import { dump, membersText } from "./testing/dump.ts";
@@ -148,6 +150,51 @@ test("sets are told apart by what they stand for, even where canonical text cann
   expect(calc.current.desired.sets.size).toBe(2);
 });
 
+test("the wish to log what is denied reaches lists and makes them other lists; fixed tiers take it too", () => {
+  const calc = newCalc();
+  const world = (tier: string, policy: string) => {
+    calc.step(parseWorld(`pod a 10.0.0.1\ntier default${tier}\npolicy p selects all()${policy}\n ingress deny tcp`));
+    return calc.current.desired.workloads.get("a")!.ingress;
+  };
+  const logged = (list: PolicyList) =>
+    list.tiers.map(({ logDenied, defaultAction, policies }) => [logDenied, defaultAction, policies[0]!.logDenied]);
+  const quiet = world("", ""), tier = world(" log-denied", ""), policy = world("", " log-denied");
+  expect(logged(quiet)).toEqual([[undefined, "deny", undefined]]);
+  expect(logged(tier)).toEqual([[true, "deny", undefined]]);
+  expect(logged(policy)).toEqual([[undefined, "deny", true]]);
+  expect(new Set([quiet, tier, policy].map(({ id }) => id)).size).toBe(3);
+  expect(world("", "")).toEqual(quiet);
+});
+
+test("what is for people alone is found by a policy's id and makes no other list", () => {
+  const noted = (annotations: Record<string, string>): WorldChange[] => {
+    const [change] = parseWorld("policy p selects all()\n ingress deny tcp");
+    const [policy] = change!.objects as [NeutralPolicy];
+    return [{ ...change!, objects: [{ ...policy, ingress: [{ ...policy.ingress![0]!, annotations }] }] }];
+  };
+  const calc = newCalc();
+  calc.step([...parseWorld("pod a 10.0.0.1"), ...noted({ ticket: "1" })]);
+  const before = calc.current;
+  calc.step(noted({ ticket: "2" }));
+  expect(calc.current).toBe(before);
+  expect(calc.object("policy", "p")!.ingress![0]!.annotations).toEqual({ ticket: "2" });
+  expect(calc.object("policy", "q")).toBeUndefined();
+});
+
+test("policies in a tier that nobody has described are told as problems until somebody does", () => {
+  const calc = newCalc();
+  const told = () => calc.problems().map(({ subject, path, effect }) => [subject.name, path, effect]);
+  calc.step(parseWorld(`
+    policy K//p selects all() tier=t
+    policy K//q selects all() tier=default
+    policy K//s selects all() tier=t staged`));
+  expect(told()).toEqual([["p", "spec.tier", "fail-closed"]]);
+  calc.step(parseWorld("tier t order=1"));
+  expect(told()).toEqual([]);
+  calc.step(gone("tier/t"));
+  expect(told()).toEqual([["p", "spec.tier", "fail-closed"]]);
+});
+
 test("failsafe ports are there while a local host endpoint is", () => {
   const calc = newCalc();
   expect(calc.step(parseWorld("host far if=eth0 on=n2")).desired.failsafe.inbound).toEqual([]);
@@ -172,6 +219,20 @@ test("interfaces of host endpoints follow links and one another", () => {
     "c: eth0",
   ]);
   expect(interfaces("link eth1 192.168.9.1")).toEqual(["a: ", "all: *", "also: ", "b: ", "c: eth0"]);
+});
+
+test("an interface of a workload is no host endpoint's, whoever names it or expects its address", () => {
+  const calc = newCalc();
+  const interfaces = (changes: readonly WorldChange[]) => {
+    calc.step(changes);
+    return [...calc.current.desired.hostEndpoints].map(([id, { interfaces }]) => `${id}: ${interfaces}`).sort();
+  };
+  const hosts = "host named if=tap0\nhost expecting 192.168.3.1\nlink eth1 192.168.3.1";
+  expect(interfaces(parseWorld(hosts))).toEqual(["expecting: eth1", "named: tap0"]);
+  expect(interfaces(parseWorld("pod vm 10.0.0.1 if=tap0"))).toEqual(["expecting: eth1", "named: "]);
+  expect(interfaces(parseWorld("pod other 10.0.0.2 if=eth1"))).toEqual(["expecting: ", "named: "]);
+  expect(interfaces(gone("workload/other"))).toEqual(["expecting: eth1", "named: "]);
+  expect(interfaces(parseWorld("pod vm 10.0.0.1 if=tap1"))).toEqual(["expecting: eth1", "named: tap0"]);
 });
 
 test("routes lead to other nodes' blocks by an address of the same family, and the own blocks are named", () => {

@@ -20,6 +20,7 @@ export interface Compiled {
 export interface CompileInput {
   readonly id: string;
   readonly staged: boolean;
+  readonly logDenied?: true;
   readonly direction: Direction;
   readonly rules: readonly NeutralRule[];
   /** What it applies to: named ports of the policy's own end are looked for there. */
@@ -44,7 +45,12 @@ export function compile(input: CompileInput, sets: AddressSets, previous: Compil
       origin: { policy: rule.origin.policy, direction: rule.origin.direction, index: rule.origin.index },
     })
   );
-  const policy: CompiledPolicy = { id: input.id, staged: input.staged, rules };
+  const policy: CompiledPolicy = {
+    id: input.id,
+    staged: input.staged,
+    ...input.logDenied ? { logDenied: true } : {},
+    rules,
+  };
   const content = digest(JSON.stringify(policy));
   if (previous?.digest !== content) return { policy, digest: content, sets: used };
   release({ sets: used }, sets);
@@ -82,6 +88,7 @@ function compileMatch(peer: PeerMatch, end: Selector, sets: AddressSets, used: M
   const { service, servicePorts } = peer;
   const addressSets = [
     ...peer.selector ? [take(sets.acquireAddresses(peer.selector))] : [],
+    ...peer.nodes ? [take(sets.acquireNodes(peer.nodes))] : [],
     ...service && servicePorts === false ? [take(sets.acquireService(service, false))] : [],
   ];
   return withoutUndefined({

@@ -1,9 +1,21 @@
 import type { Address, Cidr } from "../model/address.ts";
+import {
+  isReservedLabel,
+  KUBERNETES_NAME_LABEL,
+  NAME_LABEL,
+  NAMESPACE_LABEL,
+  NAMESPACE_PREFIX,
+  ORCHESTRATOR_LABEL,
+  SERVICE_ACCOUNT_LABEL,
+  SERVICE_ACCOUNT_PREFIX,
+} from "../model/endpoint_labels.ts";
 import type { NamedPort } from "../model/ports.ts";
 import type { Labels } from "../model/selector.ts";
-import { NAMESPACE_LABEL } from "../model/selector_match.ts";
 import type { PeerData } from "./address_sets.ts";
-import type { IndexedSelector, Subject } from "./selector_index.ts";
+import { LayeredLabels, measured } from "./own_labels.ts";
+import type { LabelShape, OwnLabels } from "./own_labels.ts";
+import { EVERYWHERE } from "./selector_index.ts";
+import type { IndexedSelector, Place, SelectorIndex, Subject } from "./selector_index.ts";
 import { SetMap } from "./set_map.ts";
 import type { WorldStore } from "./store.ts";
 
@@ -12,7 +24,17 @@ export interface LabelContext {
   readonly key: string;
   readonly spec: ContextSpec;
   inherited: Labels;
-  readonly classes: Map<Labels, LabelClass>;
+  readonly groups: Map<LabelShape, ClassGroup>;
+}
+
+/** Endpoints of one context that have the same labels, whatever their values. */
+interface ClassGroup {
+  readonly context: LabelContext;
+  readonly shape: LabelShape;
+  /** Places in the shape of the labels that selectors ask for, in order. */
+  asked: readonly number[];
+  /** By what `projection` gives. */
+  readonly classes: Map<string, LabelClass>;
 }
 
 export interface ContextSpec {
@@ -30,71 +52,100 @@ export interface ContextSpec {
 export const profilesOf = ({ profiles, namespace }: ContextSpec): readonly string[] =>
   profiles ?? (namespace === undefined ? [] : [NAMESPACE_PROFILE_PREFIX + namespace]);
 
-/** Endpoints with equal labels, own and inherited: selectors are evaluated once for all of them. */
+/**
+ * Endpoints that no selector in use tells apart: equal in what they inherit, in which labels they have, and in the values of those
+ * that selectors ask for. Selectors are evaluated once for all of them. Labels that nobody asks for, a number that each pod has for
+ * itself, say, cost nothing here.
+ */
 export class LabelClass implements Subject<LabelClass, PeerData> {
   readonly matched: IndexedSelector<LabelClass, PeerData>[] = [];
-  readonly endpoints: Endpoint[] = [];
+  endpoints: Endpoint[] = [];
+  /** Those asked for, and the inherited ones. */
   labels: Labels;
-  constructor(readonly context: LabelContext, readonly own: Labels) {
-    this.labels = new LayeredLabels(own, context.inherited);
+  constructor(readonly group: ClassGroup, own: OwnLabels) {
+    this.labels = labelsOf(group, own);
+  }
+  get context(): LabelContext {
+    return this.group.context;
   }
   get namespace(): string | undefined {
-    return this.context.spec.namespace;
+    return this.group.context.spec.namespace;
   }
 }
 
 /** Something that gives members to sets: a workload, a pod without one, a host endpoint, a network set. */
 export interface Endpoint {
-  readonly labelClass: LabelClass;
+  labelClass: LabelClass;
   /** Its place in the class's list. */
   at: number;
+  /** All of them, asked for or not. */
+  own: OwnLabels;
   readonly addresses: readonly Address[];
   /** Prefixes of a network set. */
-  readonly nets: readonly Cidr[];
+  nets: readonly Cidr[];
   readonly ports: readonly NamedPort[];
 }
 
 export const NAMESPACE_PROFILE_PREFIX = "kns.";
-const SERVICE_ACCOUNT_LABEL = "projectcalico.org/serviceaccount";
-const ORCHESTRATOR_LABEL = "projectcalico.org/orchestrator";
-const NAME_LABEL = "projectcalico.org/name";
-/** Set by the API server on every namespace; here also where the namespace object does not say it. */
-const KUBERNETES_NAME_LABEL = "kubernetes.io/metadata.name";
 
 /** Contexts and classes by content; a class lives as long as it has endpoints, a context as long as it has classes. */
 export class LabelClasses {
   readonly #contexts = new Map<string, LabelContext>();
   /** Contexts by the name of what they inherit from: `namespace/N`, `serviceAccount/N/S`, `profile/P`. */
   readonly #heirs = new SetMap<string, LabelContext>();
+  /** Contexts by namespace; undefined: those of none. */
+  readonly #inside = new SetMap<string | undefined, LabelContext>();
+  readonly #asked = new AskedLabels();
+  /** Endpoints looked at because their class was split, or merged into another. */
+  regrouped = 0;
 
-  constructor(
-    readonly store: WorldStore,
-    readonly onNewClass: (labelClass: LabelClass) => void,
-    readonly onEmptyClass: (labelClass: LabelClass) => void,
-  ) {}
+  constructor(readonly store: WorldStore, readonly index: SelectorIndex<LabelClass, PeerData>) {}
 
   /** How much it keeps. */
   get held(): number {
-    return this.#contexts.size + this.#heirs.size;
+    let held = this.#contexts.size + this.#heirs.size + this.#inside.size + this.#asked.held;
+    for (const { groups } of this.#contexts.values()) for (const { classes } of groups.values()) held += classes.size;
+    return held;
   }
 
-  classOf(spec: ContextSpec, own: Labels): LabelClass {
-    const context = this.#context(spec);
-    let found = context.classes.get(own);
+  contextOf(spec: ContextSpec): LabelContext {
+    const key = contextKey(spec);
+    let context = this.#contexts.get(key);
+    if (context === undefined) {
+      context = { key, spec, inherited: inheritedLabels(spec, this.store), groups: new Map() };
+      this.#contexts.set(key, context);
+      this.#inside.add(spec.namespace, context);
+      for (const source of sourcesOf(spec)) this.#heirs.add(source, context);
+    }
+    return context;
+  }
+
+  classOf(context: LabelContext, own: OwnLabels): LabelClass {
+    let group = context.groups.get(own.shape);
+    if (group === undefined) {
+      const { shape } = own;
+      group = { context, shape, asked: this.#askedOf(shape, context), classes: new Map() };
+      context.groups.set(shape, group);
+    }
+    const key = projection(own, group.asked);
+    let found = group.classes.get(key);
     if (found === undefined) {
-      context.classes.set(own, found = new LabelClass(context, own));
-      this.onNewClass(found);
+      group.classes.set(key, found = new LabelClass(group, own));
+      this.index.addSubject(found);
     }
     return found;
   }
 
-  /** The class has lost its last endpoint. */
-  drop(labelClass: LabelClass): void {
-    const { context } = labelClass;
-    context.classes.delete(labelClass.own);
-    this.onEmptyClass(labelClass);
-    if (context.classes.size > 0) return;
+  /** The class has lost its last endpoint, which had these labels. */
+  drop(labelClass: LabelClass, own: OwnLabels): void {
+    const { context, shape, asked, classes } = labelClass.group;
+    this.index.removeSubject(labelClass);
+    classes.delete(projection(own, asked));
+    if (classes.size > 0) return;
+    context.groups.delete(shape);
+    if (context.groups.size > 0) return;
     this.#contexts.delete(context.key);
+    this.#inside.delete(context.spec.namespace, context);
     for (const source of sourcesOf(context.spec)) this.#heirs.delete(source, context);
   }
 
@@ -107,25 +158,151 @@ export class LabelClasses {
         if (sameLabels(inherited, context.inherited)) continue;
         context.inherited = inherited;
         changed.add(context);
+        for (const group of context.groups.values()) {
+          for (const labelClass of group.classes.values()) {
+            this.index.relabel(labelClass, labelsOf(group, labelClass.endpoints[0]!.own));
+          }
+        }
       }
     }
     return changed;
   }
 
-  #context(spec: ContextSpec): LabelContext {
-    const key = contextKey(spec);
-    let context = this.#contexts.get(key);
-    if (context === undefined) {
-      context = { key, spec, inherited: inheritedLabels(spec, this.store), classes: new Map() };
-      this.#contexts.set(key, context);
-      for (const source of sourcesOf(spec)) this.#heirs.add(source, context);
+  /**
+   * A selector that asks for these labels is about to come (1) or has gone (-1). What asks for a label first splits the classes
+   * where it looks, by the values of endpoints that have the label; what asked last has them made one again. All that the index
+   * holds then says the same of every part, so nothing is tried anew and no set changes.
+   */
+  asked(labels: ReadonlySet<string>, where: readonly Place[], sign: 1 | -1): void {
+    const turned = new Map<LabelContext, string[]>();
+    for (const place of where) {
+      for (const label of labels) {
+        if (isReservedLabel(label) || !this.#asked.count(place, label, sign)) continue;
+        const contexts = place === EVERYWHERE ? this.#contexts.values() : this.#inside.get(place.namespace);
+        for (const context of contexts) {
+          const list = turned.get(context);
+          if (list === undefined) turned.set(context, [label]);
+          else list.push(label);
+        }
+      }
     }
-    return context;
+    for (const [context, names] of turned) {
+      for (const group of context.groups.values()) {
+        if (!names.some((name) => group.shape.places.has(name))) continue;
+        const asked = this.#askedOf(group.shape, context);
+        if (asked.length > group.asked.length) this.#split(group, asked);
+        else if (asked.length < group.asked.length) this.#unite(group, asked);
+      }
+    }
+  }
+
+  #askedOf(shape: LabelShape, { spec }: LabelContext): readonly number[] {
+    const asked: number[] = [];
+    for (const [name, place] of shape.places) {
+      // Reserved ones are nobody's own.
+      if (!isReservedLabel(name) && this.#asked.has(spec.namespace, name)) asked.push(place);
+    }
+    return asked;
+  }
+
+  #split(group: ClassGroup, asked: readonly number[]): void {
+    const whole = [...group.classes.values()];
+    group.asked = asked;
+    group.classes.clear();
+    for (const labelClass of whole) {
+      const parts = new Map<string, Endpoint[]>();
+      this.regrouped += labelClass.endpoints.length;
+      for (const endpoint of labelClass.endpoints) {
+        const key = projection(endpoint.own, asked), part = parts.get(key);
+        if (part === undefined) parts.set(key, [endpoint]);
+        else part.push(endpoint);
+      }
+      // The largest stays what it is.
+      let [largest] = parts.values();
+      for (const part of parts.values()) if (part.length > largest!.length) largest = part;
+      for (const [key, endpoints] of parts) {
+        const { own } = endpoints[0]!;
+        const part = endpoints === largest ? labelClass : new LabelClass(group, own);
+        group.classes.set(key, part);
+        part.endpoints = endpoints;
+        for (const [at, endpoint] of endpoints.entries()) {
+          endpoint.labelClass = part;
+          endpoint.at = at;
+        }
+        if (part === labelClass) part.labels = labelsOf(group, own);
+        else this.index.addTwin(part, labelClass);
+      }
+    }
+  }
+
+  #unite(group: ClassGroup, asked: readonly number[]): void {
+    const parts = [...group.classes.values()];
+    group.asked = asked;
+    group.classes.clear();
+    for (const part of parts) {
+      const { own } = part.endpoints[0]!;
+      const key = projection(own, asked), there = group.classes.get(key);
+      if (there === undefined) {
+        part.labels = labelsOf(group, own);
+        group.classes.set(key, part);
+        continue;
+      }
+      const [into, from] = there.endpoints.length < part.endpoints.length ? [part, there] : [there, part];
+      into.labels = labelsOf(group, own);
+      group.classes.set(key, into);
+      this.index.forget(from);
+      this.regrouped += from.endpoints.length;
+      for (const endpoint of from.endpoints) {
+        endpoint.labelClass = into;
+        endpoint.at = into.endpoints.length;
+        into.endpoints.push(endpoint);
+      }
+    }
   }
 }
 
-/** The labels that a class has by what its context inherits now. */
-export const relabelled = ({ own, context }: LabelClass): Labels => new LayeredLabels(own, context.inherited);
+/** What selectors ask for, and where they look: everywhere, or in a namespace or none. */
+class AskedLabels {
+  readonly #everywhere = new Map<string, number>();
+  readonly #inside = new Map<string | undefined, Map<string, number>>();
+
+  get held(): number {
+    let held = this.#everywhere.size + this.#inside.size;
+    for (const counts of this.#inside.values()) held += counts.size;
+    return held;
+  }
+
+  has(namespace: string | undefined, label: string): boolean {
+    return this.#everywhere.has(label) || (this.#inside.get(namespace)?.has(label) ?? false);
+  }
+
+  /** Answers whether it is the first there to ask for it, or was the last. */
+  count(place: Place, label: string, sign: 1 | -1): boolean {
+    let counts = this.#everywhere;
+    if (place !== EVERYWHERE) {
+      const there = this.#inside.get(place.namespace);
+      counts = there ?? new Map();
+      if (there === undefined) this.#inside.set(place.namespace, counts);
+    }
+    const now = (counts.get(label) ?? 0) + sign;
+    if (now > 0) counts.set(label, now);
+    else counts.delete(label);
+    if (place !== EVERYWHERE && counts.size === 0) this.#inside.delete(place.namespace);
+    return sign === 1 ? now === 1 : now === 0;
+  }
+}
+
+/** The values at these places, as a key. */
+function projection(own: OwnLabels, places: readonly number[]): string {
+  let key = "";
+  for (const place of places) key += measured(own.at(place));
+  return key;
+}
+
+function labelsOf({ shape, asked, context }: ClassGroup, own: OwnLabels): Labels {
+  if (asked.length === 0) return context.inherited;
+  return new LayeredLabels(new Map(asked.map((place) => [shape.names[place]!, own.at(place)])), context.inherited);
+}
 
 export const namespaceSource = (name: string): string => `namespace/${name}`;
 export const serviceAccountSource = (id: string): string => `serviceAccount/${id}`;
@@ -140,8 +317,11 @@ function sourcesOf(spec: ContextSpec): string[] {
   return sources;
 }
 
-const contextKey = ({ kind, namespace, serviceAccount, orchestrator, name, profiles }: ContextSpec): string =>
-  JSON.stringify([kind, namespace, serviceAccount, orchestrator, name, profiles]);
+function contextKey({ kind, namespace, serviceAccount, orchestrator, name, profiles }: ContextSpec): string {
+  const part = (text: string | undefined) => text === undefined ? "-" : measured(text);
+  const key = kind + part(namespace) + part(serviceAccount) + part(orchestrator) + part(name);
+  return profiles === undefined ? key : `${key} ${profiles.map(measured).join("")}`;
+}
 
 /** First given wins: who and where it is, then its namespace, its service account, its profiles in order. */
 function inheritedLabels(spec: ContextSpec, store: WorldStore): Labels {
@@ -156,68 +336,25 @@ function inheritedLabels(spec: ContextSpec, store: WorldStore): Labels {
   add(NAME_LABEL, spec.name);
   if (namespace !== undefined) {
     // These two say which namespace it is; its own labels may not claim another.
-    add(`pcns.${NAME_LABEL}`, namespace);
-    add(`pcns.${KUBERNETES_NAME_LABEL}`, namespace);
-    for (const [key, value] of store.get("namespace", namespace)?.labels ?? []) add(`pcns.${key}`, value);
+    add(NAMESPACE_PREFIX + NAME_LABEL, namespace);
+    add(NAMESPACE_PREFIX + KUBERNETES_NAME_LABEL, namespace);
+    for (const [key, value] of store.get("namespace", namespace)?.labels ?? []) add(NAMESPACE_PREFIX + key, value);
   }
   if (serviceAccount !== undefined) {
-    add(`pcsa.${NAME_LABEL}`, serviceAccount);
+    add(SERVICE_ACCOUNT_PREFIX + NAME_LABEL, serviceAccount);
     const object = store.get("serviceAccount", `${namespace ?? ""}/${serviceAccount}`);
-    for (const [key, value] of object?.labels ?? []) add(`pcsa.${key}`, value);
+    for (const [key, value] of object?.labels ?? []) add(SERVICE_ACCOUNT_PREFIX + key, value);
   }
   for (const profile of profilesOf(spec)) {
     for (const [key, value] of store.get("profile", profile)?.labelsToApply ?? []) {
-      if (!isIdentity(key)) add(key, value);
+      if (!isReservedLabel(key)) add(key, value);
     }
   }
   return labels;
 }
 
-/** Where something lives and as whom it runs is not for its labels to say: selectors grant access by it. */
-const IDENTITY: ReadonlySet<string> = new Set([
-  NAMESPACE_LABEL,
-  SERVICE_ACCOUNT_LABEL,
-  `pcns.${NAME_LABEL}`,
-  `pcns.${KUBERNETES_NAME_LABEL}`,
-  `pcsa.${NAME_LABEL}`,
-]);
-const isIdentity = (key: string): boolean => IDENTITY.has(key);
-
 function sameLabels(a: Labels, b: Labels): boolean {
   if (a.size !== b.size) return false;
   for (const [key, value] of a) if (b.get(key) !== value) return false;
   return true;
-}
-
-/** Own labels over inherited ones, without a copy. */
-class LayeredLabels implements ReadonlyMap<string, string> {
-  constructor(readonly own: Labels, readonly inherited: Labels) {}
-
-  get(key: string): string | undefined {
-    return (isIdentity(key) ? undefined : this.own.get(key)) ?? this.inherited.get(key);
-  }
-  has(key: string): boolean {
-    return this.get(key) !== undefined;
-  }
-  get size(): number {
-    let size = 0;
-    for (const _ of this) size++;
-    return size;
-  }
-  *[Symbol.iterator](): MapIterator<[string, string]> {
-    for (const pair of this.own) if (!isIdentity(pair[0])) yield pair;
-    for (const pair of this.inherited) if (isIdentity(pair[0]) || !this.own.has(pair[0])) yield pair;
-  }
-  entries(): MapIterator<[string, string]> {
-    return this[Symbol.iterator]();
-  }
-  *keys(): MapIterator<string> {
-    for (const [key] of this) yield key;
-  }
-  *values(): MapIterator<string> {
-    for (const [, value] of this) yield value;
-  }
-  forEach(tell: (value: string, key: string, map: ReadonlyMap<string, string>) => void): void {
-    for (const [key, value] of this) tell(value, key, this);
-  }
 }

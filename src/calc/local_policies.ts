@@ -1,4 +1,8 @@
 import type { PolicyList } from "../model/desired.ts";
+import { DEFAULT_ALLOW_PROFILE } from "../model/endpoint_labels.ts";
+import { FIXED_TIERS } from "../model/fixed_tiers.ts";
+import { parseKeyText } from "../model/resource.ts";
+import type { Problem } from "../model/resource.ts";
 import type { Direction, NeutralPolicy, NeutralRule } from "../model/rule.ts";
 import { ALL } from "../model/selector.ts";
 import type { Labels } from "../model/selector.ts";
@@ -6,7 +10,9 @@ import type { AddressSets } from "./address_sets.ts";
 import { compile, release } from "./compile.ts";
 import type { Compiled } from "./compile.ts";
 import { NAMESPACE_PROFILE_PREFIX, profilesOf } from "./label_class.ts";
-import type { LabelClass } from "./label_class.ts";
+import type { LabelContext } from "./label_class.ts";
+import { LayeredLabels } from "./own_labels.ts";
+import type { OwnLabels } from "./own_labels.ts";
 import { comparePolicies, PolicyLists, tierOf } from "./policy_list.ts";
 import type { ListPart, Tier } from "./policy_list.ts";
 import { SelectorIndex } from "./selector_index.ts";
@@ -40,22 +46,30 @@ export interface ClassLists {
   readonly untrackedEgress?: PolicyList;
 }
 
-/** A label class with endpoints on this node: policies are selected, and lists put together, once for all of them. */
+/** Endpoints of this node with all labels equal: policies are selected, and lists put together, once for all of them. */
 export class LocalClass implements Subject<LocalClass, SelectionData> {
   readonly matched: Selection[] = [];
   readonly endpointIds = new Set<string>();
   labels: Labels;
   lists: ClassLists | undefined;
-  constructor(readonly labelClass: LabelClass, readonly profiles: readonly ActiveProfile[]) {
-    this.labels = labelClass.labels;
+  constructor(
+    readonly context: LabelContext,
+    readonly own: OwnLabels,
+    readonly profiles: readonly ActiveProfile[],
+  ) {
+    this.labels = labelsNow(context, own);
   }
   get namespace(): string | undefined {
-    return this.labelClass.namespace;
+    return this.context.spec.namespace;
   }
   get isHost(): boolean {
-    return this.labelClass.context.spec.kind === "host";
+    return this.context.spec.kind === "host";
   }
 }
+
+/** Here they are looked at often, and there are few of them. */
+const labelsNow = ({ inherited }: LabelContext, own: OwnLabels): Labels =>
+  new LayeredLabels(new Map(own.visible), inherited);
 
 interface ActiveProfile {
   readonly key: string;
@@ -67,9 +81,6 @@ interface ActiveProfile {
   egress: Compiled | undefined;
 }
 
-/** Calico's built-in profile for host endpoints that should be open where no policy selects them. */
-const DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow";
-
 /** Which policies apply to what is on this node, and the lists that come of it. */
 export class LocalPolicies {
   readonly selections: SelectorIndex<LocalClass, SelectionData>;
@@ -77,7 +88,7 @@ export class LocalPolicies {
   readonly #policies = new Map<string, ActivePolicy>();
   readonly #tierPolicies = new SetMap<string, ActivePolicy>();
   readonly #profiles = new Map<string, ActiveProfile>();
-  readonly #classes = new Map<LabelClass, LocalClass>();
+  readonly #classes = new Map<LabelContext, Map<OwnLabels, LocalClass>>();
   /** To look at in the next `flush`. */
   readonly #dirtyPolicies = new Set<ActivePolicy>();
   readonly #dirtyProfiles = new Set<ActiveProfile>();
@@ -95,12 +106,9 @@ export class LocalPolicies {
 
   /** How much it keeps. */
   get held(): number {
-    const own = this.#policies.size + this.#tierPolicies.size + this.#profiles.size + this.#classes.size;
-    return own + this.lists.held + this.selections.held;
-  }
-
-  listsOf(labelClass: LabelClass): ClassLists | undefined {
-    return this.#classes.get(labelClass)?.lists;
+    const own = this.#policies.size + this.#tierPolicies.size + this.#profiles.size;
+    const classes = [...this.#classes.values()].reduce((sum, { size }) => sum + 1 + size, 0);
+    return own + classes + this.lists.held + this.selections.held;
   }
 
   /** Ids of the endpoints that the policy applies to, sorted. */
@@ -110,26 +118,47 @@ export class LocalPolicies {
     return subjectsOf(active).flatMap((localClass) => [...localClass.endpointIds]).sort();
   }
 
-  addEndpoint(id: string, labelClass: LabelClass): void {
-    let localClass = this.#classes.get(labelClass);
+  /** Policies, other than staged ones, in tiers that nobody has described. */
+  problems(): Problem[] {
+    const homeless = [...this.#tierPolicies.keys()].filter((name) =>
+      !FIXED_TIERS.has(name) && this.store.get("tier", name) === undefined
+    );
+    return homeless.flatMap((name) =>
+      [...this.#tierPolicies.get(name)].filter(({ policy }) => !policy.staged).map(({ policy }): Problem => ({
+        subject: parseKeyText(policy.id),
+        path: "spec.tier",
+        message: `found ${
+          JSON.stringify(name)
+        }, wanted a tier that somebody has described: until then it is judged last, and denies by default`,
+        effect: "fail-closed",
+      }))
+    );
+  }
+
+  addEndpoint(id: string, context: LabelContext, own: OwnLabels): LocalClass {
+    let classes = this.#classes.get(context);
+    if (classes === undefined) this.#classes.set(context, classes = new Map());
+    let localClass = classes.get(own);
     if (localClass === undefined) {
-      const { spec } = labelClass.context;
+      const { spec } = context;
       const profiles = profilesOf(spec).map((name) => this.#profile(name, spec.namespace));
-      localClass = new LocalClass(labelClass, profiles);
+      localClass = new LocalClass(context, own, profiles);
       for (const profile of localClass.profiles) profile.users.add(localClass);
-      this.#classes.set(labelClass, localClass);
+      classes.set(own, localClass);
       this.#dirtyClasses.add(localClass);
       this.selections.addSubject(localClass);
     }
     localClass.endpointIds.add(id);
+    return localClass;
   }
 
-  removeEndpoint(id: string, labelClass: LabelClass): void {
-    const localClass = this.#classes.get(labelClass)!;
+  removeEndpoint(id: string, localClass: LocalClass): void {
     localClass.endpointIds.delete(id);
     if (localClass.endpointIds.size > 0) return;
     this.selections.removeSubject(localClass);
-    this.#classes.delete(labelClass);
+    const classes = this.#classes.get(localClass.context)!;
+    classes.delete(localClass.own);
+    if (classes.size === 0) this.#classes.delete(localClass.context);
     this.#dirtyClasses.add(localClass);
     for (const profile of localClass.profiles) {
       profile.users.delete(localClass);
@@ -137,9 +166,11 @@ export class LocalPolicies {
     }
   }
 
-  relabel(labelClass: LabelClass): void {
-    const localClass = this.#classes.get(labelClass);
-    if (localClass !== undefined) this.selections.relabel(localClass, labelClass.labels);
+  /** What the context inherits has changed. */
+  relabel(context: LabelContext): void {
+    for (const localClass of this.#classes.get(context)?.values() ?? []) {
+      this.selections.relabel(localClass, labelsNow(context, localClass.own));
+    }
   }
 
   policyChanged(id: string): void {
@@ -173,6 +204,7 @@ export class LocalPolicies {
   tierChanged(name: string): void {
     const tier = tierOf(name, this.store.get("tier", name));
     for (const active of this.#tierPolicies.get(name)) {
+      if (active.tier.closed !== tier.closed) this.#dirtyPolicies.add(active);
       active.tier = tier;
       this.#markUsers(active);
     }
@@ -208,7 +240,7 @@ export class LocalPolicies {
     const changed: LocalClass[] = [];
     for (const localClass of this.#dirtyClasses) {
       const before = localClass.lists;
-      const lives = this.#classes.get(localClass.labelClass) === localClass;
+      const lives = localClass.endpointIds.size > 0;
       localClass.lists = lives ? this.#putTogether(localClass) : undefined;
       for (const list of Object.values(before ?? {})) this.lists.release(list);
       if (lives && !sameLists(before, localClass.lists)) changed.push(localClass);
@@ -224,14 +256,15 @@ export class LocalPolicies {
 
   #recompile(active: ActivePolicy, direction: Direction, applies: boolean): void {
     const before = active[direction];
-    const { id, staged, selects, stage, [direction]: rules } = active.policy;
+    const { id, staged, logDenied, selects, stage, [direction]: written } = active.policy;
+    const rules = active.tier.closed && written !== undefined ? [everything("deny", id, direction)] : written;
     if (!applies || rules === undefined || (stage === "preDnat" && direction === "egress")) {
       active[direction] = undefined;
     } else {
       this.compiled++;
       // Forwarded packets go to others than the endpoint itself; their named ports are anybody's.
       const own = stage === "normal" ? selects : ALL;
-      active[direction] = compile({ id, staged, direction, rules, selects: own }, this.sets, before);
+      active[direction] = compile({ id, staged, logDenied, direction, rules, selects: own }, this.sets, before);
     }
     if (active[direction] !== before) release(before, this.sets);
   }
@@ -255,7 +288,7 @@ export class LocalPolicies {
     for (const direction of ["ingress", "egress"] as const) {
       const before = profile[direction];
       const open = profile.implied || name === DEFAULT_ALLOW_PROFILE;
-      const rules = object?.[direction] ?? (open ? [allowAll(id, direction)] : []);
+      const rules = object?.[direction] ?? (open ? [everything("allow", id, direction)] : []);
       this.compiled++;
       // A profile without rules decides nothing, so lists need not name it.
       profile[direction] = rules.length === 0
@@ -292,9 +325,15 @@ export class LocalPolicies {
     };
     const lists: ClassLists = { ingress: full("ingress"), egress: full("egress") };
     if (!localClass.isHost) return lists;
+    /** Where a policy applies to it, forwarded traffic is judged like any other; where none does (staged ones do not), it is allowed. */
+    const forward = (direction: Direction): PolicyList | undefined => {
+      const policies = parts(direction, ["forward"]);
+      if (!policies.some(({ compiled }) => !compiled.policy.staged)) return stage(direction, "forward", true);
+      return this.lists.acquire({ policies, profiles: profiles(direction), end: "deny", tierDefaults: true });
+    };
     const host = {
-      forwardIngress: stage("ingress", "forward", true),
-      forwardEgress: stage("egress", "forward", true),
+      forwardIngress: forward("ingress"),
+      forwardEgress: forward("egress"),
       preDnat: stage("ingress", "preDnat", false),
       untrackedIngress: stage("ingress", "untracked", false),
       untrackedEgress: stage("egress", "untracked", false),
@@ -312,8 +351,8 @@ const subjectsOf = (active: ActivePolicy): LocalClass[] =>
 
 const profileKey = (name: string, implied: boolean): string => `${implied ? "implied" : "named"} ${name}`;
 
-const allowAll = (policy: string, direction: Direction): NeutralRule => ({
-  action: "allow",
+const everything = (action: "allow" | "deny", policy: string, direction: Direction): NeutralRule => ({
+  action,
   source: {},
   destination: {},
   origin: { policy, direction, index: 0 },

@@ -1,5 +1,6 @@
 import type { CompiledPolicy, PolicyList, PolicyTier } from "../model/desired.ts";
 import { digest } from "../model/digest.ts";
+import { FIXED_TIERS } from "../model/fixed_tiers.ts";
 import type { NeutralPolicy } from "../model/rule.ts";
 import type { TierObject } from "../model/world.ts";
 import type { Compiled } from "./compile.ts";
@@ -10,19 +11,20 @@ export interface Tier {
   /** Infinity = last. */
   readonly order: number;
   readonly defaultAction: "deny" | "pass";
+  /** Its policies deny what they select. */
+  readonly closed?: true;
+  readonly logDenied?: true;
 }
-
-/** Always there, and not for anybody to change (policy-semantics, "Order of judgement", 4). */
-const FIXED_TIERS: ReadonlyMap<string, Tier> = new Map(([
-  { name: "kube-admin", order: 1_000, defaultAction: "pass" },
-  { name: "default", order: 1_000_000, defaultAction: "deny" },
-  { name: "kube-baseline", order: 10_000_000, defaultAction: "pass" },
-] as const).map((tier) => [tier.name, tier]));
 
 /** A tier that nobody has described comes last and denies: what it selects stays closed. */
 export function tierOf(name: string, object: TierObject | undefined): Tier {
   const fixed = FIXED_TIERS.get(name);
-  return fixed ?? { name, order: orderOf(object?.order), defaultAction: object?.defaultAction ?? "deny" };
+  const tier: Tier = fixed !== undefined
+    ? { name, ...fixed }
+    : object?.closed
+    ? { name, order: -Infinity, defaultAction: "deny", closed: true }
+    : { name, order: orderOf(object?.order), defaultAction: object?.defaultAction ?? "deny" };
+  return object?.logDenied ? { ...tier, logDenied: true } : tier;
 }
 
 const orderOf = (order: number | undefined): number => order === undefined || Number.isNaN(order) ? Infinity : order;
@@ -82,7 +84,7 @@ export class PolicyLists {
     }
     let content = spec.end;
     for (const { tier, defaultAction, policies } of tiers) {
-      content += `\n${JSON.stringify(tier.name)} ${defaultAction}`;
+      content += `\n${JSON.stringify(tier.name)} ${defaultAction}${tier.logDenied ? " logged" : ""}`;
       for (const compiled of policies) content += ` ${compiled.digest}`;
     }
     content += "\n";
@@ -96,6 +98,7 @@ export class PolicyLists {
           name: tier.name,
           policies: policies.map(policyOf),
           defaultAction,
+          ...tier.logDenied ? { logDenied: true } : {},
         })),
         profiles: spec.profiles.map(policyOf),
         end: spec.end,

@@ -52,7 +52,7 @@ function derive(selector: Selector, negated: boolean): Restrictions {
       if (selector.of.length === 0) return NONE;
       const parts = selector.of.map((part) => derive(part, negated));
       // De Morgan: the negation of a conjunction is the disjunction of the negations.
-      return parts.reduce((selector.op === "and") === negated ? either : both);
+      return (selector.op === "and") === negated ? any(parts) : all(parts);
     }
   }
 }
@@ -60,35 +60,48 @@ function derive(selector: Selector, negated: boolean): Restrictions {
 const oneOf = (label: string, values: readonly string[]): Restrictions =>
   new Map([[label, { present: true, values: new Set(values) }]]);
 
-function both(a: Restrictions, b: Restrictions): Restrictions {
-  if (a.size === 0) return b;
-  if (b.size === 0) return a;
-  const out = new Map(a);
-  for (const [label, more] of b) {
-    const one = out.get(label);
-    out.set(
-      label,
-      one === undefined ? more : {
-        present: one.present ?? more.present,
-        absent: one.absent ?? more.absent,
-        values: one.values && more.values ? one.values.intersection(more.values) : one.values ?? more.values,
-      },
-    );
+// Both take time linear in what they are given, whatever selector somebody writes: 100,000 alternatives are a second's work otherwise.
+
+/** All of the parts hold. */
+function all(parts: readonly Restrictions[]): Restrictions {
+  const out = new Map<string, LabelRestriction>();
+  for (const part of parts) {
+    for (const [label, more] of part) {
+      const one = out.get(label);
+      out.set(
+        label,
+        one === undefined ? more : {
+          present: one.present ?? more.present,
+          absent: one.absent ?? more.absent,
+          values: one.values && more.values ? one.values.intersection(more.values) : one.values ?? more.values,
+        },
+      );
+    }
   }
   return out;
 }
 
-function either(a: Restrictions, b: Restrictions): Restrictions {
-  const out = new Map<string, LabelRestriction>();
-  for (const [label, one] of a) {
-    const other = b.get(label);
-    if (other === undefined) continue;
-    const merged: LabelRestriction = {
-      present: one.present && other.present,
-      absent: one.absent && other.absent,
-      values: one.values && other.values && one.values.union(other.values),
-    };
-    if (merged.present || merged.absent || merged.values) out.set(label, merged);
+/** One of the parts holds, at least: what they have in common. */
+function any(parts: readonly Restrictions[]): Restrictions {
+  const [first, ...others] = parts;
+  let out = new Map<string, { present?: true; absent?: true; values?: Set<string> }>();
+  for (const [label, { present, absent, values }] of first!) {
+    out.set(label, { present, absent, values: values && new Set(values) });
+  }
+  for (const part of others) {
+    if (out.size === 0) return NONE;
+    const fewer = part.size < out.size ? part.keys() : out.keys();
+    const left: typeof out = new Map();
+    for (const label of fewer) {
+      const one = out.get(label), other = part.get(label);
+      if (one === undefined || other === undefined) continue;
+      one.present &&= other.present;
+      one.absent &&= other.absent;
+      if (other.values === undefined) one.values = undefined;
+      else for (const value of other.values) one.values?.add(value);
+      if (one.present || one.absent || one.values) left.set(label, one);
+    }
+    out = left;
   }
   return out;
 }

@@ -70,3 +70,16 @@ test("whatever matches satisfies the restrictions", () => {
   }
   expect(matched).toBeGreaterThan(500);
 });
+
+test("restrictions of 100,000 terms are found in time that grows with their number alone", () => {
+  const texts = Array.from({ length: 100_000 }, (_, i) => `k == "v${i}"`);
+  const startedMs = performance.now();
+  expect(restrictionsOf(parseSelector(texts.join(" || "))).get("k")!.values!.size).toBe(100_000);
+  expect(isImpossible(restrictionsOf(parseSelector(texts.join(" && "))))).toBe(true);
+  const labels = texts.map((_, i) => `has(l${i})`);
+  expect(restrictionsOf(parseSelector(labels.join(" && "))).size).toBe(100_000);
+  expect(restrictionsOf(parseSelector(`!(${labels.join(" || ")})`)).size).toBe(100_000);
+  expect(restrictionsOf(parseSelector(labels.join(" || "))).size).toBe(0);
+  // A quadratic way takes minutes.
+  expect(performance.now() - startedMs).toBeLessThan(10_000);
+});

@@ -2,7 +2,8 @@
 import { expect, test } from "bun:test";
 import { addressFromBigInt, hostCidr } from "../model/address.ts";
 import { parseSelector } from "../model/selector_parse.ts";
-import type { WorldChange } from "../model/world.ts";
+import type { NeutralPolicy } from "../model/rule.ts";
+import type { PodObject, WorldChange } from "../model/world.ts";
 import { createCalc, DEFAULT_FAILSAFE } from "./mod.ts";
 import type { CalcWork } from "./mod.ts";
 
@@ -71,18 +72,20 @@ calc.step(world);
 function work(changes: readonly WorldChange[]): CalcWork {
   const before = calc.work;
   calc.step(changes);
-  const { evaluations, memberChanges, compiled, lists } = calc.work;
+  const { evaluations, regrouped, memberChanges, compiled, lists, frontends } = calc.work;
   return {
     evaluations: evaluations - before.evaluations,
+    regrouped: regrouped - before.regrouped,
     memberChanges: memberChanges - before.memberChanges,
     compiled: compiled - before.compiled,
     lists: lists - before.lists,
+    frontends: frontends - before.frontends,
   };
 }
 const applies = (i: number): boolean => calc.selectedBy(`policy-${i}`).length > 0;
 const numbers = Array.from({ length: POLICIES }, (_, i) => i);
 
-const NONE: CalcWork = { evaluations: 0, memberChanges: 0, compiled: 0, lists: 0 };
+const NONE: CalcWork = { evaluations: 0, regrouped: 0, memberChanges: 0, compiled: 0, lists: 0, frontends: 0 };
 
 test("a snapshot evaluates selectors per class and namespace, and compiles what applies here", () => {
   const { evaluations, memberChanges, compiled } = calc.work;
@@ -115,6 +118,50 @@ test("a pod that changes its labels costs its old and its new members", () => {
   expect(work([pod(member)]).evaluations).toBeLessThan(20);
 });
 
+test("a label that nobody asks for costs nothing, though no two pods have the same", () => {
+  const { held } = calc;
+  const marked = (i: number, mark: string): WorldChange => {
+    const [object] = pod(i).objects as [PodObject];
+    return { origin: pod(i).origin, objects: [{ ...object, labels: new Map([...object.labels, ["serial", mark]]) }] };
+  };
+  const count = 2_000;
+  const spent = work(Array.from({ length: count }, (_, i) => marked(i, `first-${i}`)));
+  // The classes of pods that have the label at all, one for each value that somebody asks for in each namespace.
+  expect(spent.evaluations).toBeLessThan(NAMESPACES * APPS * 10);
+  expect(spent.regrouped).toBe(0);
+  expect(calc.held - held).toBeLessThan(count + NAMESPACES * (APPS + 1) * 3);
+  expect(work([marked(7, "second-7")])).toEqual(NONE);
+  work(Array.from({ length: count }, (_, i) => pod(i)));
+  expect(calc.held).toBe(held);
+});
+
+test("the first to ask for a label splits the classes where it looks, and nothing else; the last unites them again", () => {
+  const applied = numbers.find(applies)!;
+  const asking = (label: string, i = applied): WorldChange => {
+    const [object] = policy(i).objects as [NeutralPolicy];
+    const selector = parseSelector(`projectcalico.org/namespace == "${namespaceOf(i)}" && ${label}`);
+    return {
+      origin: policy(i).origin,
+      objects: [{ ...object, ingress: [{ ...object.ingress![0]!, source: { selector } }] }],
+    };
+  };
+  const { held } = calc, inside = (REMOTES + LOCALS) / NAMESPACES;
+  const { sets } = calc.current.desired;
+  const first = work([asking('tier == "web"')]);
+  expect(first.regrouped).toBe(inside);
+  expect(first.evaluations).toBeLessThanOrEqual(APPS * 2);
+  const members = [...calc.current.desired.sets.values()].find(({ title }) => title.includes("tier"))!.members;
+  expect(Math.abs(members.size - inside / 2)).toBeLessThanOrEqual(LOCALS / NAMESPACES);
+  // Sets of other selectors lose nothing and gain nothing while the classes that feed them are split.
+  const others = [...calc.current.desired.sets.changesSince(sets)].filter(({ key }) => sets.has(key));
+  expect(others.every(({ after }) => after === undefined)).toBe(true);
+  const second = numbers.find((i) => i > applied && applies(i) && namespaceOf(i) === namespaceOf(applied))!;
+  expect(work([asking('tier == "db"', second)]).regrouped).toBe(0);
+  expect(work([policy(applied)]).regrouped).toBe(0);
+  expect(work([policy(second)]).regrouped).toBeLessThanOrEqual(inside);
+  expect(calc.held).toBe(held);
+});
+
 test("a policy that changes a port costs one compilation and the lists of its endpoints", () => {
   const applied = numbers.find(applies)!;
   const spent = work([policy(applied, 81)]);
@@ -141,6 +188,27 @@ test("a local pod that comes costs its own lists, and nothing of the others'", (
   ]);
   work([{ origin: "late", objects: [] }]);
   expect([...calc.current.desired.workloads.changesSince(workloads)]).toEqual([]);
+});
+
+test("a network set of many prefixes that loses one and gains one costs these two", () => {
+  const namespace = namespaceOf(0);
+  const set = (from: number): WorldChange => ({
+    origin: "offices",
+    objects: [{
+      kind: "networkSet",
+      id: "offices",
+      namespace,
+      name: "offices",
+      labels: new Map([["app", "app-0"]]),
+      nets: Array.from({ length: 10_000 }, (_, i) => hostCidr(address(12n, from + i))),
+    }],
+  });
+  const whole = work([set(0)]).memberChanges;
+  const sets = whole / 10_000;
+  expect(sets).toBeGreaterThanOrEqual(1);
+  expect(work([set(1)]).memberChanges).toBe(2 * sets);
+  expect(work([set(1)]).memberChanges).toBe(0);
+  expect(work([{ origin: "offices", objects: [] }]).memberChanges).toBe(whole);
 });
 
 test("a world that comes again changes nothing and touches no set", () => {

@@ -1,7 +1,9 @@
+import { labelsIn } from "../model/selector.ts";
 import type { Labels, Selector } from "../model/selector.ts";
 import { formatSelector } from "../model/selector_format.ts";
 import { matches, NAMESPACE_LABEL } from "../model/selector_match.ts";
 import { isImpossible, restrictionsOf } from "./restriction.ts";
+import type { Restrictions } from "./restriction.ts";
 import { SetMap } from "./set_map.ts";
 
 /** Something with labels that selectors are tried against. `matched` belongs to the index. */
@@ -19,11 +21,14 @@ export interface IndexedSelector<S, D> {
   readonly text: string;
   readonly subjects: Set<S>;
   readonly data: D;
+  /** Where it looks, and what labels it asks for there. */
+  readonly where: readonly Place[];
+  readonly asks: ReadonlySet<string>;
   /** Where it is found; belongs to the index. */
-  readonly places: Place<S, D>[];
+  readonly filings: Filing<S, D>[];
 }
 
-interface Place<S, D> {
+interface Filing<S, D> {
   readonly scope: Scope<S, D>;
   /** Labels whose tables this selector had made; the first is the one it stands under. */
   readonly labels: readonly string[];
@@ -47,6 +52,10 @@ interface LabelTable<S, D> {
   readonly anyValue: Set<IndexedSelector<S, D>>;
 }
 
+/** Where a selector looks: everywhere, or at what is in one namespace, or in none. */
+export const EVERYWHERE = "everywhere";
+export type Place = typeof EVERYWHERE | { readonly namespace: string | undefined };
+
 /** One text for one selector. `formatSelector` cannot quote a value that holds both quotes; the tree settles those. */
 export function selectorText(selector: Selector): string {
   const text = formatSelector(selector);
@@ -69,6 +78,8 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
     readonly newData: () => D,
     readonly onMatch: (selector: IndexedSelector<S, D>, subject: S) => void,
     readonly onUnmatch: (selector: IndexedSelector<S, D>, subject: S) => void,
+    /** Told before a new selector is tried on anything (1), and after one has gone (-1): the labels it asks for, and where. */
+    readonly onAsk: (labels: ReadonlySet<string>, where: readonly Place[], sign: 1 | -1) => void = () => {},
   ) {}
 
   /** Selectors, subjects and label tables that it keeps. */
@@ -86,11 +97,21 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
     const text = selectorText(selector);
     const there = this.#selectors.get(text);
     if (there !== undefined) return there;
-    const entry: IndexedSelector<S, D> = { selector, text, subjects: new Set(), data: this.newData(), places: [] };
+    const restrictions = restrictionsOf(selector), where = whereOf(restrictions), asks = labelsIn(selector);
+    const entry: IndexedSelector<S, D> = {
+      selector,
+      text,
+      subjects: new Set(),
+      data: this.newData(),
+      where,
+      asks,
+      filings: [],
+    };
     this.#selectors.set(text, entry);
-    this.#file(entry);
-    for (const place of entry.places) {
-      for (const subject of candidatesAt(place)) {
+    this.onAsk(asks, where, 1);
+    this.#file(entry, restrictions);
+    for (const filing of entry.filings) {
+      for (const subject of candidatesAt(filing)) {
         if (this.#try(entry, subject)) this.#join(entry, subject);
       }
     }
@@ -100,7 +121,7 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
   /** Without `onUnmatch`: whoever removes it knows. */
   removeSelector(entry: IndexedSelector<S, D>): void {
     this.#selectors.delete(entry.text);
-    for (const { scope, labels, values } of entry.places) {
+    for (const { scope, labels, values } of entry.filings) {
       if (labels.length === 0) scope.others.delete(entry);
       else {
         const table = scope.tables.get(labels[0]!)!;
@@ -112,27 +133,50 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
     for (const subject of entry.subjects) removeOne(subject.matched, entry);
     entry.subjects.clear();
     this.#dropEmptyScopes(entry);
+    this.onAsk(entry.asks, entry.where, -1);
   }
 
   addSubject(subject: S): void {
-    for (const scope of this.#scopesOf(subject)) {
-      scope.subjects.add(subject);
-      for (const [label, table] of scope.tables) fileSubject(table, subject.labels.get(label), subject);
-    }
+    this.#place(subject);
     for (const entry of this.#found(subject)) this.#join(entry, subject);
   }
 
   removeSubject(subject: S): void {
+    for (const entry of this.#displace(subject)) this.onUnmatch(entry, subject);
+  }
+
+  /** A subject of the same namespace that no selector tells from `other`: it matches what that one does, and nobody is told. */
+  addTwin(subject: S, other: S): void {
+    this.#place(subject);
+    for (const entry of other.matched) {
+      entry.subjects.add(subject);
+      subject.matched.push(entry);
+    }
+  }
+
+  /** As `removeSubject`, and nobody is told. */
+  forget(subject: S): void {
+    this.#displace(subject);
+  }
+
+  #place(subject: S): void {
+    for (const scope of this.#scopesOf(subject)) {
+      scope.subjects.add(subject);
+      for (const [label, table] of scope.tables) fileSubject(table, subject.labels.get(label), subject);
+    }
+  }
+
+  /** Answers what it matched. */
+  #displace(subject: S): readonly IndexedSelector<S, D>[] {
     for (const scope of this.#scopesOf(subject)) {
       scope.subjects.delete(subject);
       for (const [label, table] of scope.tables) unfileSubject(table, subject.labels.get(label), subject);
     }
-    for (const entry of subject.matched.splice(0)) {
-      entry.subjects.delete(subject);
-      this.onUnmatch(entry, subject);
-    }
+    const matched = subject.matched.splice(0);
+    for (const entry of matched) entry.subjects.delete(subject);
     const name = scopeName(subject.namespace);
     if (isEmpty(this.#scopes.get(name)!)) this.#scopes.delete(name);
+    return matched;
   }
 
   /** Other labels, same namespace. */
@@ -196,13 +240,10 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
     return scope;
   }
 
-  #file(entry: IndexedSelector<S, D>): void {
-    const restrictions = restrictionsOf(entry.selector);
-    if (isImpossible(restrictions)) return;
-    const where = restrictions.get(NAMESPACE_LABEL);
-    const scopes = where?.values !== undefined
-      ? [...where.values].map((namespace) => this.#scope(scopeName(namespace)))
-      : [where?.absent ? this.#scope(scopeName(undefined)) : this.#everything];
+  #file(entry: IndexedSelector<S, D>, restrictions: Restrictions): void {
+    const scopes = entry.where.map((place) =>
+      place === EVERYWHERE ? this.#everything : this.#scope(scopeName(place.namespace))
+    );
     const valued: string[] = [], present: string[] = [];
     for (const [label, restriction] of restrictions) {
       if (label === NAMESPACE_LABEL) continue;
@@ -223,14 +264,14 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
       }
       if (best === undefined) {
         scope.others.add(entry);
-        entry.places.push({ scope, labels });
+        entry.filings.push({ scope, labels });
         continue;
       }
       const table = scope.tables.get(best)!;
       const { values } = restrictions.get(best)!;
       if (values === undefined) table.anyValue.add(entry);
       for (const value of values ?? []) table.selectors.add(value, entry);
-      entry.places.push({
+      entry.filings.push({
         scope,
         labels: [best, ...labels.filter((label) => label !== best)],
         values: values && [...values],
@@ -238,14 +279,22 @@ export class SelectorIndex<S extends Subject<S, D>, D> {
     }
   }
 
-  #dropEmptyScopes(entry: IndexedSelector<S, D>): void {
-    if (entry.places.every(({ scope }) => scope === this.#everything || !isEmpty(scope))) return;
-    for (const namespace of restrictionsOf(entry.selector).get(NAMESPACE_LABEL)?.values ?? [undefined]) {
-      const name = scopeName(namespace);
+  #dropEmptyScopes({ where }: IndexedSelector<S, D>): void {
+    for (const place of where) {
+      if (place === EVERYWHERE) continue;
+      const name = scopeName(place.namespace);
       const scope = this.#scopes.get(name);
       if (scope !== undefined && isEmpty(scope)) this.#scopes.delete(name);
     }
   }
+}
+
+/** Nowhere, where nothing can match. */
+function whereOf(restrictions: Restrictions): readonly Place[] {
+  if (isImpossible(restrictions)) return [];
+  const namespace = restrictions.get(NAMESPACE_LABEL);
+  if (namespace?.values !== undefined) return [...namespace.values].map((name) => ({ namespace: name }));
+  return [namespace?.absent ? { namespace: undefined } : EVERYWHERE];
 }
 
 /** Never equal for a namespace and for none, whatever the namespace is called. */
@@ -268,8 +317,8 @@ function tableOf<S extends Subject<S, D>, D>(scope: Scope<S, D>, label: string):
   return table;
 }
 
-function* candidatesAt<S, D>(place: Place<S, D>): IterableIterator<S> {
-  const { scope, labels, values } = place;
+function* candidatesAt<S, D>(filing: Filing<S, D>): IterableIterator<S> {
+  const { scope, labels, values } = filing;
   if (labels.length === 0) return yield* scope.subjects;
   const table = scope.tables.get(labels[0]!)!;
   if (values === undefined) return yield* table.subjects.values();

@@ -17,6 +17,9 @@ export class SetMap<K, T> {
     const set = this.#sets.get(key);
     if (set?.delete(item) && set.size === 0) this.#sets.delete(key);
   }
+  keys(): MapIterator<K> {
+    return this.#sets.keys();
+  }
   *values(): IterableIterator<T> {
     for (const set of this.#sets.values()) yield* set;
   }

@@ -1,6 +1,7 @@
 import type { NamedPort } from "../model/ports.ts";
-import type { Labels } from "../model/selector.ts";
 import type { WorldChange, WorldObject } from "../model/world.ts";
+import { LabelPool, measured } from "./own_labels.ts";
+import type { OwnLabels } from "./own_labels.ts";
 
 export type WorldKind = WorldObject["kind"];
 export type ObjectOf<K extends WorldKind> = Extract<WorldObject, { kind: K }>;
@@ -20,11 +21,7 @@ export class WorldStore {
   /** Likewise. Several are in order of origin. */
   readonly #claims = new Map<WorldKind, Map<string, Claim | readonly Claim[]>>();
   readonly #names = new Pool<string>((name) => name);
-  readonly #labels = new Pool<Labels>((labels) => {
-    let text = "";
-    for (const [key, value] of labels) text += measured(key) + measured(value);
-    return text;
-  });
+  readonly #labels = new LabelPool();
   readonly #ports = new Pool<readonly NamedPort[]>((ports) => {
     let text = "";
     for (const { name, protocol, port } of ports) text += `${protocol} ${port} ${measured(name)}`;
@@ -40,6 +37,11 @@ export class WorldStore {
   get<K extends WorldKind>(kind: K, id: string): ObjectOf<K> | undefined {
     const claim = this.#claims.get(kind)?.get(id);
     return claim && winner(claim) as ObjectOf<K>;
+  }
+
+  /** What every origin gives, as it was told. */
+  *changes(): IterableIterator<WorldChange> {
+    for (const [origin, claims] of this.#origins) yield { origin, objects: listOf(claims).map(({ object }) => object) };
   }
 
   *all<K extends WorldKind>(kind: K): IterableIterator<ObjectOf<K>> {
@@ -82,10 +84,14 @@ export class WorldStore {
   }
 
   /**
-   * Pods of one template carry equal labels and ports, those of one place equal names: one copy of each is enough, and
-   * finding the class of a pod is a look-up.
+   * Pods of one template carry equal labels and ports, those of one place equal names: one copy of each is enough. Whatever
+   * selectors look for by its labels has them from the pool.
    */
   #share(object: WorldObject): WorldObject {
+    if (object.kind === "hostEndpoint") return { ...object, labels: this.#labels.acquire(object.labels) };
+    if (object.kind === "networkSet") {
+      return { ...object, labels: this.#labels.acquire(object.labels), nets: [...new Set(object.nets)] };
+    }
     if (object.kind !== "pod" && object.kind !== "workload") return object;
     const { namespace, node, serviceAccount, labels, ports } = object;
     return {
@@ -99,12 +105,15 @@ export class WorldStore {
   }
 
   #unshare(object: WorldObject): void {
+    if (object.kind === "hostEndpoint" || object.kind === "networkSet") {
+      this.#labels.release(object.labels as OwnLabels);
+    }
     if (object.kind !== "pod" && object.kind !== "workload") return;
     const { namespace, node, serviceAccount, labels, ports } = object;
     this.#names.release(namespace);
     if (node) this.#names.release(node);
     if (serviceAccount) this.#names.release(serviceAccount);
-    this.#labels.release(labels);
+    this.#labels.release(labels as OwnLabels);
     this.#ports.release(ports);
   }
 }
@@ -143,6 +152,3 @@ class Pool<T> {
     if (--entry.uses === 0) this.#entries.delete(key);
   }
 }
-
-/** Followed by anything, it never reads as another text followed by something else. */
-const measured = (text: string): string => `${text.length}:${text}`;

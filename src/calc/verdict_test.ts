@@ -142,6 +142,23 @@ holds(
 );
 
 holds(
+  "a tier whose place is not known comes first, and its policies deny what they select in their directions",
+  `${PAIR}
+  pod c 10.0.0.3 fd00::3 app=c
+  tier lost closed default=pass
+  policy l selects app == "a" tier=lost
+    ingress allow
+  policy s selects app == "c" tier=lost staged
+    ingress allow
+  policy admin selects all() tier=kube-admin
+    ingress allow`,
+  `
+  b -> a tcp/1 deny
+  a -> b tcp/1 allow
+  b -> c tcp/1 allow`,
+);
+
+holds(
   "staged policies decide nothing and close nothing",
   `${PAIR}
   policy p selects all() staged
@@ -193,18 +210,34 @@ holds(
 );
 
 holds(
-  "labels of its own win over inherited ones, but do not say where or who it is",
+  "labels of its own win over those of profiles, but never say what, where or who it is",
   `
   pod a 10.0.0.1 app=a
-  pod liar 10.0.0.2 pcns.team=red projectcalico.org/namespace=prod projectcalico.org/serviceaccount=admin pcns.kubernetes.io/metadata.name=prod
+  pod liar 10.0.0.2 pcns.team=red projectcalico.org/namespace=prod projectcalico.org/serviceaccount=admin pcns.kubernetes.io/metadata.name=prod pcsa.level=9 projectcalico.org/name=offices projectcalico.org/orchestrator=k8s profile=marker
+  pod marked 10.0.0.3 color=green profile=marker
+  pod other 10.0.0.4 ns=elsewhere pcns.team=red
+  profile marker color=blue pcns.team=red
+    egress allow
   namespace default team=blue
   policy p selects app == "a"
     ingress allow tcp from [pcns.team == "red"] to port 1
     ingress allow tcp from [projectcalico.org/namespace == "prod"] to port 2
     ingress allow tcp from [has(projectcalico.org/serviceaccount)] to port 3
-    ingress allow tcp from [pcns.kubernetes.io/metadata.name == "prod"] to port 4`,
+    ingress allow tcp from [pcns.kubernetes.io/metadata.name == "prod"] to port 4
+    ingress allow tcp from [has(pcsa.level)] to port 5
+    ingress allow tcp from [has(projectcalico.org/name)] to port 6
+    ingress allow tcp from [projectcalico.org/orchestrator == "k8s"] to port 7
+    ingress allow tcp from [color == "green"] to port 8
+    ingress allow tcp from [color == "blue"] to port 9`,
   `
-  liar -> a tcp/1 allow
+  liar -> a tcp/1 deny
+  other -> a tcp/1 deny
+  liar -> a tcp/5 deny
+  liar -> a tcp/6 deny
+  liar -> a tcp/7 deny
+  marked -> a tcp/8 allow
+  marked -> a tcp/9 deny
+  liar -> a tcp/9 allow
   liar -> a tcp/2 deny
   liar -> a tcp/3 deny
   liar -> a tcp/4 deny`,
@@ -347,6 +380,29 @@ holds(
 );
 
 holds(
+  "nodes as peers are their addresses, and nothing with labels like theirs",
+  `
+  node n1 192.168.2.1 zone=a
+  node n2 192.168.2.2 192.168.3.2 zone=b
+  pod a 10.0.0.1 app=a
+  pod b 10.0.0.2 zone=b
+  host h 192.168.9.9 zone=b on=n2
+  policy p selects app == "a"
+    egress allow tcp to nodes [zone == "b"] port 1
+    egress allow tcp to nodes [all()] port 2
+    egress allow tcp to [zone == "a"] port 3`,
+  `
+  a -> 192.168.2.2 tcp/1 allow
+  a -> 192.168.3.2 tcp/1 allow
+  a -> 192.168.2.1 tcp/1 deny
+  a -> b tcp/1 deny
+  a -> 192.168.9.9 tcp/1 deny
+  a -> 192.168.2.1 tcp/2 allow
+  a -> b tcp/2 deny
+  a -> 192.168.2.1 tcp/3 deny`,
+);
+
+holds(
   "explicit profiles hold instead of the namespace's; missing ones allow nothing",
   `
   pod open 10.0.0.1 profile=easy,strict
@@ -477,6 +533,33 @@ holds(
 );
 
 holds(
+  "the endpoint of every interface also has what its node sends to its own pods, and nothing that pods do",
+  `${HOST}
+  host all if=* role=all
+  policy out selects role == "all" order=1
+    egress allow tcp to port 1
+    ingress allow tcp to port 2
+  policy early selects role == "all" stage=untracked
+    egress deny tcp to port 3
+  policy forward selects role == "all" order=2 stage=forward
+    ingress deny tcp to port 4
+    egress deny tcp to port 5
+    ingress allow
+    egress pass
+  policy pods selects app == "a"
+    ingress deny`,
+  `
+  node:n1 -> a tcp/1 allow
+  node:n1 -> a tcp/9 deny
+  node:n1 -> a tcp/3 deny
+  node:n1 -> a udp/53 allow
+  a -> node:n1 tcp/9 allow
+  a -> 192.0.2.1@eth0 tcp/5 deny
+  a -> 192.0.2.1@eth0 tcp/9 deny
+  192.0.2.1@eth0 -> node:n1 tcp/4 deny`,
+);
+
+holds(
   "host endpoints are peers by their addresses, in no namespace, and take profiles",
   `${HOST}
   host h 192.168.2.1 if=eth0 role=node profile=projectcalico-default-allow
@@ -520,11 +603,22 @@ holds(
     egress allow tcp to port 7`,
   `
   a -> 192.0.2.1@eth0 tcp/5 deny
-  a -> 192.0.2.1@eth0 tcp/6 allow
+  a -> 192.0.2.1@eth0 tcp/6 deny
   a -> 192.0.2.1@eth0 tcp/7 allow
   a -> 192.0.2.1@eth0 tcp/8 deny
   192.0.2.1@eth0 -> a tcp/5 allow
   node:n1 -> node:n2 tcp/6 deny`,
+);
+
+holds(
+  "what the last tier passes of forwarded traffic is for the host endpoint's profiles",
+  `${HOST}
+  host h if=eth0 role=node profile=projectcalico-default-allow
+  policy forward selects role == "node" stage=forward
+    egress pass tcp to port 6`,
+  `
+  a -> 192.0.2.1@eth0 tcp/6 allow
+  a -> 192.0.2.1@eth0 tcp/8 deny`,
 );
 
 holds(
@@ -570,7 +664,8 @@ holds(
   192.0.2.1@eth0 -> a tcp/4 deny
   192.0.2.1@eth0 -> a tcp/7 deny
   192.0.2.1@eth0 -> a tcp/8 allow
-  a -> 192.0.2.1@eth0 tcp/5 deny
+  a -> 192.0.2.1@eth0 tcp/5 allow
+  node:n1 -> node:n2 tcp/5 deny
   node:n1 -> node:n2 tcp/6 allow
   node:n1 -> node:n2 tcp/9 deny`,
 );

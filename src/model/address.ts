@@ -134,11 +134,9 @@ export const addressToBigInt = (address: Address): bigint => {
 };
 
 export function addressFromBigInt(value: bigint, family: Family): Address {
-  let text = "";
-  for (let shift = familyBits(family) - 8; shift >= 0; shift -= 8) {
-    text += String.fromCharCode(Number(value >> BigInt(shift) & 0xffn));
-  }
-  return text as Address;
+  const bytes: number[] = [];
+  for (let shift = familyBits(family) - 8; shift >= 0; shift -= 8) bytes.push(Number(value >> BigInt(shift) & 0xffn));
+  return String.fromCharCode(...bytes) as Address;
 }
 
 export function addressBytes(address: Address): Uint8Array {
@@ -156,12 +154,9 @@ export function addressFromBytes(bytes: Uint8Array): Address {
 function packV4(text: string): string | undefined {
   const parts = text.split(".");
   if (parts.length !== 4) return undefined;
-  let packed = "";
-  for (const part of parts) {
-    if (!/^(0|[1-9][0-9]{0,2})$/.test(part) || Number(part) > 255) return undefined;
-    packed += String.fromCharCode(Number(part));
-  }
-  return packed;
+  for (const part of parts) if (!/^(0|[1-9][0-9]{0,2})$/.test(part) || Number(part) > 255) return undefined;
+  // In one piece: a string grown by its characters is kept as a tree of them, at several times the size.
+  return String.fromCharCode(...parts.map(Number));
 }
 
 function packV6(text: string): string | undefined {
@@ -169,26 +164,26 @@ function packV6(text: string): string | undefined {
   const halves = text.split("::");
   if (halves.length > 2) return undefined;
   const head = packWords(halves[0]!, halves.length === 1);
-  const tail = halves.length === 2 ? packWords(halves[1]!, true) : "";
+  const tail = halves.length === 2 ? packWords(halves[1]!, true) : [];
   if (head === undefined || tail === undefined) return undefined;
-  if (halves.length === 1) return head.length === 16 ? head : undefined;
   const missing = 16 - head.length - tail.length;
-  return missing >= 2 ? head + "\0".repeat(missing) + tail : undefined;
+  if (halves.length === 1 ? missing !== 0 : missing < 2) return undefined;
+  return String.fromCharCode(...head, ...Array<number>(missing).fill(0), ...tail);
 }
 
-function packWords(text: string, mayEndInV4: boolean): string | undefined {
-  if (text === "") return "";
+function packWords(text: string, mayEndInV4: boolean): number[] | undefined {
+  if (text === "") return [];
   const words = text.split(":");
-  let packed = "";
+  const packed: number[] = [];
   for (let i = 0; i < words.length; i++) {
     const word = words[i]!;
     if (mayEndInV4 && i === words.length - 1 && word.includes(".")) {
       const v4 = packV4(word);
       if (v4 === undefined) return undefined;
-      packed += v4;
+      for (let at = 0; at < v4.length; at++) packed.push(v4.charCodeAt(at));
     } else if (/^[0-9a-fA-F]{1,4}$/.test(word)) {
       const value = parseInt(word, 16);
-      packed += String.fromCharCode(value >> 8, value & 0xff);
+      packed.push(value >> 8, value & 0xff);
     } else return undefined;
   }
   return packed;

@@ -6,6 +6,7 @@ import type { Address, Cidr, Family } from "./address.ts";
 import type { PersistentMap } from "./persistent_map.ts";
 import type { PortRange } from "./ports.ts";
 import type { Action, IcmpMatch, RuleOrigin } from "./rule.ts";
+import type { ServiceState } from "./services.ts";
 
 declare const setIdBrand: unique symbol;
 export type SetId = string & { readonly [setIdBrand]: true };
@@ -21,6 +22,8 @@ export interface DesiredState {
   /** Of local host endpoints; empty where there are none. */
   readonly failsafe: Failsafe;
   readonly masquerade: Masquerade;
+  /** Absent: services are somebody else's, and nothing is done about them. */
+  readonly services?: ServiceState;
 }
 
 /** A member is a `Cidr` (kind `net`), or an `Address`, a protocol character and two port characters, high byte first (kind `port`). */
@@ -80,12 +83,16 @@ export interface PolicyTier {
   readonly policies: readonly CompiledPolicy[];
   /** Where no rule of the tier decided. */
   readonly defaultAction: "deny" | "pass";
+  /** Every deny of the tier is logged: that of its rules and its default. */
+  readonly logDenied?: true;
 }
 
 export interface CompiledPolicy {
   /** Key text of the resource. */
   readonly id: string;
   readonly staged: boolean;
+  /** Its deny rules are logged, and its tier's default deny in the lists that name this policy. */
+  readonly logDenied?: true;
   readonly rules: readonly Rule[];
 }
 

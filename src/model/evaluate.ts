@@ -2,7 +2,7 @@
  * What the desired state means for one packet: the product's own evaluator. It walks lists in the order of
  * policy-semantics, "Order of judgement", and keeps what it saw, for `manx explain` and for cutting flows that a change denies.
  */
-import { addressFamily, cidrContains, makeCidr } from "./address.ts";
+import { addressFamily, cidrContains, makeCidr, parseAddress, parseCidr } from "./address.ts";
 import type { Address, Cidr } from "./address.ts";
 import type {
   AddressSet,
@@ -31,6 +31,8 @@ export type Decision =
     readonly tier?: string;
     readonly policy: string;
     readonly origin: RuleOrigin;
+    /** What a staged policy would have decided. */
+    readonly staged?: true;
   }
   /** Policies of the tier apply and none matched. */
   | { readonly by: "tier default"; readonly tier: string }
@@ -215,9 +217,11 @@ export function missesOf(state: DesiredState, rule: Rule, packet: Packet): RuleF
   return misses;
 }
 
-function icmpMatches(match: IcmpMatch, { protocol, icmp }: Packet): boolean {
-  return (protocol === PROTOCOLS.ICMP || protocol === PROTOCOLS.ICMPv6) && icmp !== undefined &&
-    icmp.type === match.type && (match.code === undefined || icmp.code === match.code);
+/** The types mean those of the packet's own family: ICMP for IPv4, ICMPv6 for IPv6. */
+function icmpMatches(match: IcmpMatch, { protocol, destination, icmp }: Packet): boolean {
+  const own = addressFamily(destination) === 4 ? PROTOCOLS.ICMP : PROTOCOLS.ICMPv6;
+  return protocol === own && icmp !== undefined && icmp.type === match.type &&
+    (match.code === undefined || icmp.code === match.code);
 }
 
 /** A set that does not exist has no members. */
@@ -239,7 +243,7 @@ function portSetHolds(set: AddressSet | undefined, protocol: number, address: Ad
 export interface Path {
   /** Addresses and ports after DNAT and before SNAT. */
   readonly packet: Packet;
-  /** As it came in, where DNAT changed it: what preDnat and untracked policy see. */
+  /** As it was before DNAT changed it: what preDnat and untracked policy see. */
   readonly beforeDnat?: Packet;
   /** Absent: a process of the node sent it. */
   readonly inInterface?: string;
@@ -256,7 +260,7 @@ export type PathStep =
   | { readonly kind: "refused"; readonly endpoint: EndpointRef; readonly reason: "not its address" };
 
 export type ExemptReason =
-  /** Neighbour discovery and multicast listener messages of a pod (RFC 4861, RFC 2710; types 130 to 136). */
+  /** Neighbour discovery and multicast listener messages (RFC 4861, RFC 2710; types 130 to 136) on a link of the node. */
   | "neighbour discovery"
   /** From the node itself to its own pod. */
   | "from its node"
@@ -274,7 +278,9 @@ export interface PathJudgement {
 /**
  * A new connection's first packet on this node, from end to end: where it comes in, then where it goes out. Host endpoint
  * in (untracked, preDnat, then forward or normal) or egress of the local workload; then ingress of the local workload
- * or host endpoint out. What preDnat or untracked policy allows has passed its host endpoint, though not workloads.
+ * or host endpoint out (untracked where the node itself sends, then forward or normal). What the node sends to its own
+ * workload leaves it too: by an interface that the endpoint of every interface stands for. What preDnat or untracked policy
+ * allows has passed its host endpoint, though not workloads.
  */
 export function judgePath(state: DesiredState, path: Path): PathJudgement {
   const { packet, inInterface, outInterface } = path;
@@ -297,25 +303,31 @@ export function judgePath(state: DesiredState, path: Path): PathJudgement {
     const { failsafe } = state;
     const open = inbound ? failsafe.inbound : failsafe.outbound;
     const back = inbound ? failsafe.outbound : failsafe.inbound;
-    const early: readonly Stage[] = inbound ? ["untrackedIngress", "preDnat"] : ["untrackedEgress"];
+    // What is forwarded has been tracked, or not, where it came in.
+    const early: readonly Stage[] = inbound ? ["untrackedIngress", "preDnat"] : forwarded ? [] : ["untrackedEgress"];
+    // A link without it has no IPv6, whatever ports are open. What is forwarded is none, and is told apart after routing.
+    const neighbours = isNeighbourDiscovery(packet);
     for (const stage of early) {
       if (host[stage as keyof DesiredHostEndpoint] === undefined) continue;
-      const about = inbound ? original : packet;
+      if (neighbours) {
+        exempt(endpoint, "neighbour discovery");
+        continue;
+      }
       // Without connection tracking an answer is a packet like any other: it is known by its source port.
-      const answers = stage !== "preDnat" && isFailsafe(back, about.protocol, about.sourcePort);
-      if (answers || isFailsafe(open, about.protocol, about.destinationPort)) {
+      const answers = stage !== "preDnat" && isFailsafe(back, original.protocol, original.sourcePort);
+      if (answers || isFailsafe(open, original.protocol, original.destinationPort)) {
         exempt(endpoint, "failsafe port");
         continue;
       }
-      const verdict = ask(endpoint, stage, about);
+      const verdict = ask(endpoint, stage, original);
       if (verdict === "deny") return false;
       if (verdict === "allow") {
         exempt(endpoint, "allowed before");
         return true;
       }
     }
-    if (!forwarded && isFailsafe(open, packet.protocol, packet.destinationPort)) {
-      exempt(endpoint, "failsafe port");
+    if (!forwarded && (neighbours || isFailsafe(open, packet.protocol, packet.destinationPort))) {
+      exempt(endpoint, neighbours ? "neighbour discovery" : "failsafe port");
       return true;
     }
     const stage: Stage = forwarded ? (inbound ? "forwardIngress" : "forwardEgress") : (inbound ? "ingress" : "egress");
@@ -324,21 +336,30 @@ export function judgePath(state: DesiredState, path: Path): PathJudgement {
 
   const passWorkload = (workload: DesiredWorkload, stage: "ingress" | "egress"): boolean => {
     const endpoint = { workload: workload.id };
-    if (isNeighbourDiscovery(packet)) exempt(endpoint, "neighbour discovery");
-    else if (stage === "egress" && !workload.addresses.includes(packet.source)) {
+    if (stage === "egress" && !maySendFrom(workload, packet)) {
       steps.push({ kind: "refused", endpoint, reason: "not its address" });
       return false;
-    } else if (stage === "ingress" && inInterface === undefined) exempt(endpoint, "from its node");
+    }
+    // Neighbours share a link: what is forwarded from one pod to another is no discovery, whatever its type says.
+    if (!forwarded && isNeighbourDiscovery(packet)) exempt(endpoint, "neighbour discovery");
+    else if (stage === "ingress" && inInterface === undefined) exempt(endpoint, "from its node");
     else return ask(endpoint, stage, packet) === "allow";
     return true;
   };
 
-  if (from?.workload !== undefined && from.workload === to?.workload) {
+  if (from?.workload !== undefined && from.workload === to?.workload && maySendFrom(from.workload, packet)) {
     exempt({ workload: from.workload.id }, "itself");
     return { verdict: "allow", steps };
   }
-  const allowed = (from?.workload === undefined || passWorkload(from.workload, "egress")) &&
+  const onTheWay = inInterface === undefined && to?.workload !== undefined ? hostOfAll(state) : undefined;
+  /** Nobody's, and it has no policy yet: what comes from it or is forwarded to it is dropped. */
+  const unknown = (interfaceName: string | undefined, at: EndpointAt | undefined) =>
+    interfaceName !== undefined && at?.workload === undefined && isPodLink(interfaceName);
+  const allowed = (!unknown(inInterface, from) || ask({ workload: inInterface! }, "egress", packet) === "allow") &&
+    (from?.workload === undefined || passWorkload(from.workload, "egress")) &&
     (from?.host === undefined || passHost(from.host, true)) &&
+    (onTheWay === undefined || passHost(onTheWay, false)) &&
+    (!forwarded || !unknown(outInterface, to) || ask({ workload: outInterface }, "ingress", packet) === "allow") &&
     (to?.workload === undefined || passWorkload(to.workload, "ingress")) &&
     (to?.host === undefined || passHost(to.host, false));
   return { verdict: allowed ? "allow" : "deny", steps };
@@ -352,12 +373,20 @@ interface EndpointAt {
 /** The local endpoint behind a link: a workload's, a host endpoint's by name, or the one for all others. */
 export function endpointAt(state: DesiredState, interfaceName: string): EndpointAt | undefined {
   for (const workload of state.workloads.values()) if (workload.interfaceName === interfaceName) return { workload };
-  let rest: DesiredHostEndpoint | undefined;
   for (const host of state.hostEndpoints.values()) {
-    if (host.interfaces === "*") rest = host;
-    else if (host.interfaces.includes(interfaceName)) return { host };
+    if (host.interfaces !== "*" && host.interfaces.includes(interfaceName)) return { host };
   }
-  return rest === undefined || interfaceName === "lo" ? undefined : { host: rest };
+  const rest = interfaceName === "lo" ? undefined : hostOfAll(state);
+  return rest && { host: rest };
+}
+
+/** As the daemon names the links of its pods: `mx`, then a hash. */
+const isPodLink = (interfaceName: string): boolean => interfaceName.startsWith("mx");
+
+/** The host endpoint of every interface that has none of its own. */
+function hostOfAll(state: DesiredState): DesiredHostEndpoint | undefined {
+  for (const host of state.hostEndpoints.values()) if (host.interfaces === "*") return host;
+  return undefined;
 }
 
 const isFailsafe = (open: readonly ProtocolPort[], protocol: number, port: number | undefined): boolean =>
@@ -365,3 +394,15 @@ const isFailsafe = (open: readonly ProtocolPort[], protocol: number, port: numbe
 
 const isNeighbourDiscovery = ({ protocol, icmp }: Packet): boolean =>
   protocol === PROTOCOLS.ICMPv6 && icmp !== undefined && icmp.type >= 130 && icmp.type <= 136;
+
+/** RFC 3810: reports go, as neighbour discovery does, from the link-local address or from none. */
+const MLDV2_REPORT = 143;
+const LINK_LOCAL = parseCidr("fe80::/10");
+const UNSPECIFIED = parseAddress("::");
+
+function maySendFrom(workload: DesiredWorkload, packet: Packet): boolean {
+  if (workload.addresses.includes(packet.source)) return true;
+  const aboutLink = isNeighbourDiscovery(packet) ||
+    packet.protocol === PROTOCOLS.ICMPv6 && packet.icmp?.type === MLDV2_REPORT;
+  return aboutLink && (packet.source === UNSPECIFIED || cidrContains(LINK_LOCAL, packet.source));
+}

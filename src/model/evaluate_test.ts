@@ -257,6 +257,17 @@ function way(state: DesiredState, path: Path): string[] {
   ];
 }
 
+test("an ICMP type is of the packet's own family, with or without a protocol beside it", () => {
+  const state = EMPTY;
+  const noPing4 = rule("allow", { notIcmp: { type: 8 } });
+  const ping4: Packet = { protocol: 1, source: CLIENT, destination: WEB, icmp: { type: 8, code: 0 } };
+  expect(missesOf(state, noPing4, ping4)).toEqual(["notIcmp"]);
+  expect(missesOf(state, noPing4, { ...ping4, icmp: { type: 0, code: 0 } })).toEqual([]);
+  expect(missesOf(state, noPing4, tcp(80))).toEqual([]);
+  expect(missesOf(state, noPing4, ping6(8))).toEqual(["notIcmp"]);
+  expect(missesOf(state, noPing4, { ...ping6(8), protocol: 1 })).toEqual([]);
+});
+
 test("between two local workloads both ends are asked, the source first", () => {
   const path = { packet: tcp(80), inInterface: "if-client", outInterface: "if-web" };
   expect(way(stateWith([workload("client", CLIENT), workload("web", WEB, SHUT)]), path)).toEqual([
@@ -276,9 +287,14 @@ test("a workload sends from its own addresses only, meets no policy with itself,
     "deny",
     "client not its address",
   ]);
-  expect(way(state, { packet: tcp(80), inInterface: "if-web", outInterface: "if-web" })).toEqual([
+  const toItself = { ...tcp(80, WEB), destination: WEB };
+  expect(way(state, { packet: toItself, inInterface: "if-web", outInterface: "if-web" })).toEqual([
     "allow",
     "web itself",
+  ]);
+  expect(way(state, { packet: tcp(80, OTHER), inInterface: "if-web", outInterface: "if-web" })).toEqual([
+    "deny",
+    "web not its address",
   ]);
   expect(way(state, { packet: tcp(80), outInterface: "if-web" })).toEqual(["allow", "web from its node"]);
   expect(way(state, { packet: tcp(80), inInterface: "eth0", outInterface: "if-web" })).toEqual([
@@ -290,9 +306,21 @@ test("a workload sends from its own addresses only, meets no policy with itself,
 
 test("neighbour discovery and listener messages of a workload never meet policy, echo does", () => {
   const state = stateWith([workload("web", WEB, SHUT, SHUT)]);
+  const from = (source: string, type: number) => ({
+    packet: { ...ping6(type), source: parseAddress(source) },
+    inInterface: "if-web",
+  });
   for (const type of [130, 133, 135, 136]) {
-    expect(way(state, { packet: ping6(type), inInterface: "if-web" })).toEqual(["allow", "web neighbour discovery"]);
+    for (const source of ["fd01::1", "fe80::1", "::"]) {
+      expect(way(state, from(source, type))).toEqual(["allow", "web neighbour discovery"]);
+    }
+    expect(way(state, from("fd02::1", type))).toEqual(["deny", "web not its address"]);
   }
+  // A report of RFC 3810 may be sent from there as well, but is a packet like any other then.
+  expect(way(state, from("fe80::1", 143))).toEqual(["deny", "web egress deny"]);
+  expect(way(state, from("fe80::1", 128))).toEqual(["deny", "web not its address"]);
+  // Neighbours share a link: forwarded, it is a packet like any other.
+  expect(way(state, { packet: ping6(135), inInterface: "eth0", outInterface: "if-web" })[0]).toBe("deny");
   expect(way(state, { packet: ping6(128), inInterface: "eth0", outInterface: "if-web" })[0]).toBe("deny");
   expect(way(state, { packet: ping6(137), inInterface: "eth0", outInterface: "if-web" })[0]).toBe("deny");
 });
@@ -338,6 +366,55 @@ test("what is allowed early has passed its host endpoint, though not the workloa
   ]);
   expect(way(state, { packet: tcp(80), inInterface: "eth0", outInterface: "if-web" }))
     .toEqual(["deny", "h preDnat allow", "h allowed before", "web ingress deny"]);
+});
+
+test("untracked egress policy is asked about what the node itself sends, before DNAT, and not about what it forwards", () => {
+  const state = stateWith([workload("web", WEB), workload("client", CLIENT)], [{
+    ...HOST,
+    egress: OPEN,
+    untrackedEgress: early("deny"),
+  }]);
+  const to80 = tcp(80), to81 = tcp(81);
+  expect(way(state, { packet: to80, outInterface: "eth0" })).toEqual(["deny", "h untrackedEgress deny"]);
+  expect(way(state, { packet: to81, beforeDnat: to80, outInterface: "eth0" })).toEqual([
+    "deny",
+    "h untrackedEgress deny",
+  ]);
+  expect(way(state, { packet: to80, beforeDnat: to81, outInterface: "eth0" })).toEqual([
+    "allow",
+    "h untrackedEgress next",
+    "h egress allow",
+  ]);
+  expect(way(state, { packet: to80, inInterface: "if-client", outInterface: "eth0" })).toEqual([
+    "allow",
+    "client egress allow",
+    "h forwardEgress next",
+  ]);
+});
+
+test("the host endpoint of every interface is asked about what its node sends to a workload, one by name is not", () => {
+  const workloads = [workload("web", WEB, SHUT)];
+  const path = { packet: tcp(80), outInterface: "if-web" };
+  const star = { ...HOST, id: "all", interfaces: "*" } as const;
+  expect(way(stateWith(workloads, [HOST]), path)).toEqual(["allow", "web from its node"]);
+  expect(way(stateWith(workloads, [HOST, star]), path)).toEqual(["deny", "all egress deny"]);
+  expect(way(stateWith(workloads, [{ ...star, egress: OPEN }]), path)).toEqual([
+    "allow",
+    "all egress allow",
+    "web from its node",
+  ]);
+  expect(way(stateWith(workloads, [{ ...star, untrackedEgress: early("allow") }]), path)).toEqual([
+    "allow",
+    "all untrackedEgress allow",
+    "all allowed before",
+    "web from its node",
+  ]);
+  const fromWorkload = { packet: tcp(80), inInterface: "if-client", outInterface: "if-web" };
+  expect(way(stateWith([...workloads, workload("client", CLIENT)], [star]), fromWorkload)).toEqual([
+    "deny",
+    "client egress allow",
+    "web ingress deny",
+  ]);
 });
 
 test("failsafe ports pass a host endpoint, also early, but open no forwarded traffic", () => {

@@ -32,6 +32,12 @@ export interface Resource {
 /** `kind/namespace/name`, unique, sortable; the text of a key in logs and maps. */
 export const keyText = (key: ResourceKey): string => `${key.kind}/${key.namespace}/${key.name}`;
 
+/** Back from `keyText`: of the three parts only the name could hold a `/`, and no API lets it. */
+export function parseKeyText(text: string): ResourceKey {
+  const [kind, namespace, ...name] = text.split("/");
+  return { kind: kind!, namespace: namespace ?? "", name: name.join("/") };
+}
+
 /** What is wrong with a resource, for `manx status` and for error messages. */
 export interface Problem {
   readonly subject: ResourceKey;

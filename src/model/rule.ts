@@ -35,6 +35,8 @@ export interface PeerMatch {
   /** Over endpoint and network-set labels; already ANDed with whatever namespace the dialect implies. */
   readonly selector?: Selector;
   readonly notSelector?: Selector;
+  /** Over node labels: the addresses of these nodes. */
+  readonly nodes?: Selector;
   readonly ports?: readonly PortRange[];
   readonly portNames?: readonly string[];
   readonly notPorts?: readonly PortRange[];
@@ -54,6 +56,10 @@ export interface NeutralRule {
   readonly source: PeerMatch;
   readonly destination: PeerMatch;
   readonly origin: RuleOrigin;
+  /** What its author calls it (ClusterNetworkPolicy `name`); to be shown, without meaning. */
+  readonly name?: string;
+  /** Calico `metadata.annotations`; to be shown, without meaning. */
+  readonly annotations?: Readonly<Record<string, string>>;
 }
 
 /**
@@ -74,6 +80,8 @@ export interface NeutralPolicy {
   readonly stage: PolicyStage;
   /** Evaluated and counted, never enforced. */
   readonly staged: boolean;
+  /** What its deny rules deny is logged, and what its tier denies by default where it applies. */
+  readonly logDenied?: true;
   /** Absent: the policy does not cover the direction. Empty: it covers it and matches nothing. */
   readonly ingress?: readonly NeutralRule[];
   readonly egress?: readonly NeutralRule[];

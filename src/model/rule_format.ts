@@ -9,9 +9,8 @@ import { formatSelector } from "./selector_format.ts";
 export function formatPolicy(policy: NeutralPolicy): string {
   const place = `tier ${policy.tier} order ${policy.order ?? "last"}`;
   const stage = policy.stage === "normal" ? "" : ` ${policy.stage}`;
-  const head = `policy ${policy.id} ${place}${stage}${policy.staged ? " staged" : ""} selects ${
-    formatSelector(policy.selects)
-  }`;
+  const flags = `${policy.staged ? " staged" : ""}${policy.logDenied ? " log-denied" : ""}`;
+  const head = `policy ${policy.id} ${place}${stage}${flags} selects ${formatSelector(policy.selects)}`;
   const lines = (["ingress", "egress"] as const).flatMap((direction) => {
     const rules = policy[direction];
     if (rules === undefined) return [];
@@ -55,6 +54,7 @@ function formatPeer(peer: PeerMatch): string {
     ...list("not nets", (peer.notNets ?? []).map(formatCidr)),
     ...(peer.selector === undefined ? [] : [formatSelector(peer.selector)]),
     ...(peer.notSelector === undefined ? [] : [`not ${formatSelector(peer.notSelector)}`]),
+    ...(peer.nodes === undefined ? [] : [`nodes ${formatSelector(peer.nodes)}`]),
     ...(service === undefined ? [] : [
       `service ${service.namespace}/${service.name}${peer.servicePorts === false ? " at any port" : ""}`,
     ]),

@@ -78,3 +78,15 @@ export function mentionsGlobal(selector: Selector): boolean {
       return false;
   }
 }
+
+/** The names of the labels that it asks for. */
+export function labelsIn(selector: Selector): ReadonlySet<string> {
+  const labels = new Set<string>();
+  const visit = (part: Selector): void => {
+    if (part.op === "not") visit(part.of);
+    else if ("of" in part) { for (const inner of part.of) visit(inner); }
+    else if ("label" in part) labels.add(part.label);
+  };
+  visit(selector);
+  return labels;
+}

@@ -22,11 +22,11 @@ export function matches(selector: Selector, labels: Labels): boolean {
       return labels.get(selector.label)?.endsWith(selector.value) ?? false;
     case "in": {
       const value = labels.get(selector.label);
-      return value !== undefined && selector.values.includes(value);
+      return value !== undefined && isAmong(selector.values, value);
     }
     case "notIn": {
       const value = labels.get(selector.label);
-      return value === undefined || !selector.values.includes(value);
+      return value === undefined || !isAmong(selector.values, value);
     }
     case "has":
       return labels.has(selector.label);
@@ -37,4 +37,15 @@ export function matches(selector: Selector, labels: Labels): boolean {
     case "or":
       return selector.of.some((part) => matches(part, labels));
   }
+}
+
+/** The values are sorted, and may be many. */
+function isAmong(values: readonly string[], value: string): boolean {
+  let low = 0, high = values.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (values[middle]! < value) low = middle + 1;
+    else high = middle;
+  }
+  return values[low] === value;
 }

@@ -142,13 +142,17 @@ function closeCall(input: Input, selector: Selector): Selector {
   return selector;
 }
 
+// Once: a literal where it is used would be a new object each time.
+const BLANKS = /[ \t\r\n]*/y;
+const LABEL_NAME = /[A-Za-z0-9_.\/-]+/y;
+
 class Input {
   position = 0;
   constructor(readonly text: string) {}
 
   atEnd = (): boolean => this.position === this.text.length;
   peek = (): string => this.text.charAt(this.position);
-  skipBlanks = (): boolean => this.takePattern(/[ \t\r\n]*/y);
+  skipBlanks = (): boolean => this.takePattern(BLANKS);
 
   take(word: string): boolean {
     if (!this.text.startsWith(word, this.position)) return false;
@@ -165,7 +169,7 @@ class Input {
 
   label(wanted: string): string {
     const start = this.position;
-    if (!this.takePattern(/[A-Za-z0-9_.\/-]+/y)) throw this.error(wanted);
+    if (!this.takePattern(LABEL_NAME)) throw this.error(wanted);
     if (this.position - start > LABEL_NAME_LIMIT) {
       const found = `a label name of ${this.position - start} characters`;
       throw new SelectorSyntaxError(this.text, start, found, `at most ${LABEL_NAME_LIMIT}`);

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import vectors from "../../test/vectors/selectors.json" with { type: "json" };
-import { ALL, andSelectors, mentionsGlobal, NOTHING, orSelectors, prefixLabels } from "./selector.ts";
+import { ALL, andSelectors, labelsIn, mentionsGlobal, NOTHING, orSelectors, prefixLabels } from "./selector.ts";
 import type { Labels, Selector } from "./selector.ts";
 import { formatSelector } from "./selector_format.ts";
 import { matches } from "./selector_match.ts";
@@ -101,6 +101,17 @@ test("nesting at the limit works everywhere, and beyond it is refused", () => {
   expect(() => parseSelector(mixed(200))).not.toThrow();
   expect(refusal(mixed(100_000)).found).toBe("deeper nesting");
   expect(refusal("!(".repeat(200_000)).found).toBe("the end");
+});
+
+test("the labels that a selector asks for", () => {
+  const asked = (text: string) => [...labelsIn(parseSelector(text))].sort();
+  expect(asked("!(a == 'x' && (has(b) || c not in {'y'})) || d contains 'z' && a != 'w' && global()")).toEqual([
+    "a",
+    "b",
+    "c",
+    "d",
+  ]);
+  expect(asked("all()")).toEqual([]);
 });
 
 test("global() holds for what has no namespace label", () => {

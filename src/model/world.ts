@@ -115,6 +115,10 @@ export interface TierObject {
   /** Absent = last. */
   readonly order?: number;
   readonly defaultAction: "deny" | "pass";
+  /** Its place is not known, so what its policies select is denied, before all other tiers. */
+  readonly closed?: true;
+  /** What any rule or the default of the tier denies is logged. */
+  readonly logDenied?: true;
 }
 
 export interface ProfileObject {
@@ -172,15 +176,22 @@ export interface ServiceObject {
   readonly id: string;
   readonly namespace: string;
   readonly name: string;
-  /** Empty for headless ones. */
+  /** Milliseconds since 1970; absent: not known. Of two services with one address and port the older has it. */
+  readonly createdMs?: number;
+  /** Somebody else forwards for it: label service.kubernetes.io/service-proxy-name. */
+  readonly proxiedElsewhere?: true;
+  /** Empty for headless ones. At most one a family. */
   readonly clusterAddresses: readonly Address[];
   readonly externalAddresses: readonly Address[];
   readonly loadBalancerAddresses: readonly Address[];
+  /** Who may use the load balancer addresses (loadBalancerSourceRanges); absent: all. */
+  readonly sourceRanges?: readonly Cidr[];
   readonly ports: readonly ServicePort[];
   /** Seconds; absent = no affinity. */
   readonly affinitySeconds?: number;
   readonly internalLocal: boolean;
   readonly externalLocal: boolean;
+  /** Only of load balancers with `externalLocal`. */
   readonly healthCheckNodePort?: number;
 }
 
@@ -190,6 +201,9 @@ export interface ServiceBackend {
   readonly ready: boolean;
   readonly serving: boolean;
   readonly terminating: boolean;
+  /** Zones and nodes that it is meant for: hints.forZones, hints.forNodes. Absent: not said. Never empty. */
+  readonly forZones?: readonly string[];
+  readonly forNodes?: readonly string[];
 }
 
 /** discovery.k8s.io/v1 EndpointSlice. */

@@ -1,5 +1,7 @@
 import type { Family } from "../model/address.ts";
-import type { DesiredState, RouteState } from "../model/desired.ts";
+import type { DesiredState, Packet, PolicyList, RouteState } from "../model/desired.ts";
+import type { Decision } from "../model/evaluate.ts";
+import type { Direction } from "../model/rule.ts";
 
 export type Aspect = "policy" | "services" | "nat";
 
@@ -12,6 +14,44 @@ export interface Report {
   readonly messages: number;
   /** What is not as wanted, one line each. */
   readonly problems: readonly string[];
+}
+
+/**
+ * One counter in the kernel, and the decisions that it counts together: rules that the dataplane has united, or whose verdict
+ * is its tier's default anyway. Packets are first packets of flows: those of established ones are let through before. A
+ * decision may have several counters. Where rules of one action match the same packet, the one that was looked up first counts
+ * it, not always the first in order.
+ */
+export interface DecisionCount {
+  readonly decisions: readonly Decision[];
+  readonly packets: number;
+  /** With the network header. */
+  readonly bytes: number;
+}
+
+/** A packet that a `Log` rule matched, or that was denied where denied packets are logged. Rate-limited where it was decided. */
+export interface LoggedPacket {
+  /** Milliseconds since 1970. */
+  readonly atMs: number;
+  readonly verdict: "log" | "deny";
+  /** Of the judgement, seen from the endpoint. */
+  readonly direction: Direction;
+  /** Undefined: `prefix` is not one of ours, or of a policy that is no more. */
+  readonly decision: Decision | undefined;
+  /** As the kernel had it. */
+  readonly prefix: string;
+  readonly packet: Packet;
+  /** Absent: a process of the node sent it, or its link has gone. */
+  readonly inInterface?: string;
+  /** Absent: it is for the node itself, it was not yet routed, or its link has gone. */
+  readonly outInterface?: string;
+  /** With the network header. */
+  readonly lengthBytes: number;
+}
+
+/** Packets that were logged and could not be told of. */
+export interface LostPackets {
+  readonly lost: number;
 }
 
 export interface Dataplane extends AsyncDisposable {
@@ -28,6 +68,23 @@ export interface Dataplane extends AsyncDisposable {
   resync(signal?: AbortSignal): Promise<Report>;
   /** Yields when something foreign touched what is ours: time to `resync`. */
   drift(signal: AbortSignal): AsyncIterable<string>;
+  /**
+   * What the rules of a list have decided since they came into force. A rule's counter is one for all endpoints that the rule
+   * applies to, and survives changes of other rules; the defaults of a list (of a tier, and where no profile matches) are
+   * counted for the list, from its last change on. Staged policies count what they would have decided. Absent: it does not
+   * count. Empty: the list is not in force.
+   */
+  counts?(list: PolicyList, signal?: AbortSignal): Promise<readonly DecisionCount[]>;
+  /**
+   * Logged packets from now on, within a fraction of a second; ends when `signal` aborts. Absent: it logs none.
+   * @throws {ManxError} code `unavailable` where they cannot be had, by whose fault is in its message
+   */
+  logs?(signal: AbortSignal): AsyncIterable<LoggedPacket | LostPackets>;
+  /**
+   * One bit of the connection mark (nf_conntrack): while a flow carries it, no packet of the flow passes, either way, whatever
+   * policy says. Who sets it: src/host/flow_cuts.ts. Absent: it cannot.
+   */
+  readonly cutMark?: number | undefined;
   /** Removes everything that is ours, and nothing else. */
   sweep(signal?: AbortSignal): Promise<Report>;
 }

@@ -1,6 +1,6 @@
 import type { Problem, Resource, ResourceKey } from "../model/resource.ts";
 import type { WorldObject } from "../model/world.ts";
-import type { KindDefinition, PolicySource } from "./policy_source.ts";
+import type { KindDefinition, Need, PolicySource } from "./policy_source.ts";
 import { describe, Field, Findings } from "./validation.ts";
 
 /** How one kind is read: once, for validation and for translation alike. */
@@ -13,6 +13,8 @@ export interface KindReader {
   read(root: Field, key: ResourceKey): readonly WorldObject[];
   /** With faults, what becomes of it; absent = `fail-closed`. */
   readonly faultEffect?: Problem["effect"];
+  /** What the resource needs to be there. */
+  needs?(root: Field): readonly Need[];
 }
 
 /** A policy source from its readers. */
@@ -41,6 +43,11 @@ export function policySource(readers: readonly KindReader[]): PolicySource {
     kinds: readers.map(({ definition }) => definition),
     validate: (resource) => read(resource, "refused").problems,
     translate: (resource) => read(resource),
+    needs(resource) {
+      const root = new Field(new Findings(), resource);
+      const name = root.at("kind").value;
+      return readers.find(({ definition }) => definition.name === name)?.needs?.(root) ?? [];
+    },
   };
 }
 

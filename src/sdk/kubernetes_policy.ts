@@ -24,6 +24,7 @@ export interface NetworkPolicyPlace {
   readonly id: string;
   readonly namespace: string;
   readonly sortName: string;
+  readonly logDenied?: true;
 }
 
 /**
@@ -49,6 +50,7 @@ export function readNetworkPolicySpec(
     order: NETWORK_POLICY_ORDER,
     selects: andSelectors(inNamespace, ...(pods === undefined ? [] : [pods])),
     stage: "normal",
+    ...(place.logDenied ? { logDenied: true as const } : {}),
   } as const;
   if (findings.count > 0) {
     // Before all others of its kind: whatever they allow, what this one would have said about it is not known.

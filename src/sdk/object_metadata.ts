@@ -41,6 +41,17 @@ export function readMetadata(root: Field, rules: MetadataRules): Labels {
   return readLabels(metadata.at("labels"));
 }
 
+/** On a tier or a policy: what it denies is logged. */
+export const LOG_DENIED_ANNOTATION = "manx.io/log-denied";
+
+/** Reads the wish to log what is denied; to be spread into the neutral object. */
+export function readLogDenied(root: Field): { readonly logDenied?: true } {
+  const annotation = root.at("metadata").at("annotations").at(LOG_DENIED_ANNOTATION);
+  if (annotation.value === "true") return { logDenied: true };
+  if (annotation.given && annotation.value !== "false") annotation.refuse('"true" or "false", in quotes');
+  return {};
+}
+
 /** A map of labels; what is no label is noted and left out. */
 export function readLabels(field: Field): Labels {
   const labels = new Map<string, string>();
@@ -53,13 +64,17 @@ export function readLabels(field: Field): Labels {
   return labels;
 }
 
-/** A map of annotations: keys as those of labels in any case, values any text. */
-export function readAnnotations(field: Field): void {
+/** A map of annotations: keys as those of labels in any case, values any text. Those that can be read; of none `undefined`. */
+export function readAnnotations(field: Field): Readonly<Record<string, string>> | undefined {
   let bytes = 0;
+  const annotations: [string, string][] = [];
   for (const [key, value] of field.entries()) {
     const keyFault = qualifiedNameFault(key.toLowerCase());
     if (keyFault !== undefined) value.refuse(keyFault, `the key ${JSON.stringify(key)}`);
-    bytes += key.length + (value.required("a string").text()?.length ?? 0);
+    const text = value.required("a string").text();
+    bytes += key.length + (text?.length ?? 0);
+    if (keyFault === undefined && text !== undefined) annotations.push([key, text]);
   }
   if (bytes > ANNOTATIONS_LIMIT_BYTES) field.refuse(`at most ${ANNOTATIONS_LIMIT_BYTES}`, `${bytes} bytes`);
+  return annotations.length === 0 ? undefined : Object.fromEntries(annotations);
 }

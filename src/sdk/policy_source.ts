@@ -1,4 +1,4 @@
-import type { Problem, Resource, ResourceKind } from "../model/resource.ts";
+import type { Problem, Resource, ResourceKey, ResourceKind } from "../model/resource.ts";
 import type { WorldObject } from "../model/world.ts";
 
 export interface Translation {
@@ -18,6 +18,15 @@ export interface KindDefinition {
   /** Accepted in manifests; the first is the one stored and shown. */
   readonly apiVersions: readonly string[];
   readonly namespaced: boolean;
+  /** Kinds that its resources may need. */
+  readonly needs?: readonly ResourceKind[];
+}
+
+/** A resource that another one needs to be there, and the field that names it. */
+export interface Need {
+  readonly key: ResourceKey;
+  /** For example `spec.tier`. */
+  readonly path: string;
 }
 
 /** Pure translation of one API dialect into neutral objects. */
@@ -27,4 +36,6 @@ export interface PolicySource {
   validate(resource: Resource): readonly Problem[];
   /** Never throws, whatever the resource holds: what cannot be read fails closed. */
   translate(resource: Resource): Translation;
+  /** What it needs to be there when somebody applies it, and for as long as nobody deletes it. Never throws. */
+  needs?(resource: Resource): readonly Need[];
 }

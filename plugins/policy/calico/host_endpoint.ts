@@ -1,8 +1,8 @@
 import { parseAddress } from "../../../src/model/address.ts";
-import { ownLabels } from "../../../src/model/endpoint_labels.ts";
 import { dnsSubdomainFault, portNameFault } from "../../../src/model/kubernetes_names.ts";
 import { hasPorts } from "../../../src/model/ports.ts";
 import type { NamedPort } from "../../../src/model/ports.ts";
+import { closedEndpoint } from "../../../src/sdk/fail_closed.ts";
 import type { KindReader } from "../../../src/sdk/kind_reader.ts";
 import { readMetadata } from "../../../src/sdk/object_metadata.ts";
 import type { Field } from "../../../src/sdk/validation.ts";
@@ -21,24 +21,26 @@ export const hostEndpoint: KindReader = {
   },
   read(root, key) {
     root.object(TOP_FIELDS);
-    const labels = ownLabels(readMetadata(root, { namespaced: false }));
+    const metadata = root.findings.attempt(() => readMetadata(root, { namespaced: false }));
+    // Other faults leave it its labels: policies that select it hold.
+    const closed = metadata === undefined ? closedEndpoint(key) : undefined;
     const spec = root.at("spec").object(["node", "interfaceName", "expectedIPs", "profiles", "ports"]);
-    const node = spec.at("node").text();
-    if (node === undefined || node === "") spec.at("node").refuse("the name of a node");
+    const node = spec.at("node").name((text) => text === "" ? undefined : dnsSubdomainFault(text));
+    if (!spec.at("node").value) spec.at("node").refuse("the name of a node");
     const name = spec.at("interfaceName").name((text) =>
       text === "" || text === "*" || /^[a-zA-Z0-9_.-]{1,15}$/.test(text)
         ? undefined
         : "the name of an interface, at most 15 characters, or * for all of them"
     );
     const wanted = "an IPv4 or IPv6 address";
-    const expectedAddresses = spec.at("expectedIPs").items().flatMap((item) =>
+    const expectedAddresses = eachOnce(spec.at("expectedIPs")).flatMap((item) =>
       item.required(wanted).parsed(wanted, parseAddress) ?? []
     );
     const hasExpected = spec.at("expectedIPs").items().length > 0;
     if (!spec.at("interfaceName").value && !hasExpected) {
       spec.at("interfaceName").refuse("the name of an interface, *, or expectedIPs beside none");
     }
-    const profiles = spec.at("profiles").items().flatMap((item) =>
+    const profiles = eachOnce(spec.at("profiles")).flatMap((item) =>
       item.required("a profile's name").name(dnsSubdomainFault) ?? []
     );
     const ports = spec.at("ports").items().flatMap(readPort);
@@ -51,13 +53,20 @@ export const hostEndpoint: KindReader = {
       node,
       ...(interfaceName === undefined ? {} : { interfaceName }),
       expectedAddresses,
-      labels,
+      labels: closed?.labels ?? metadata!,
       ports,
       // With faults no profile opens it.
       profiles: root.findings.count > 0 ? [] : profiles,
-    }];
+    }, ...(closed === undefined ? [] : [closed.policy])];
   },
 };
+
+/** The members of a list that the API keeps as a set. */
+function eachOnce(list: Field): readonly Field[] {
+  const seen = new Set<unknown>();
+  for (const item of list.items()) if (seen.size === seen.add(item.value).size) item.refuse("each one once");
+  return list.items();
+}
 
 /** projectcalico.org/v3 EndpointPort. */
 function readPort(item: Field): readonly NamedPort[] {

@@ -1,4 +1,4 @@
-import { NAMESPACE_LABEL, ownLabels } from "../../../src/model/endpoint_labels.ts";
+import { NAMESPACE_LABEL } from "../../../src/model/endpoint_labels.ts";
 import { keyText } from "../../../src/model/resource.ts";
 import type { ResourceKey } from "../../../src/model/resource.ts";
 import type { WorldObject } from "../../../src/model/world.ts";
@@ -34,7 +34,7 @@ export const globalNetworkSet: KindReader = {
 /** A set denies and allows nothing by itself: of one with faults, the members that can be read stay members. */
 function readSet(root: Field, key: ResourceKey, namespaced: boolean): readonly WorldObject[] {
   root.object(TOP_FIELDS);
-  const labels = ownLabels(readMetadata(root, { namespaced }));
+  const labels = readMetadata(root, { namespaced });
   const reserved = root.at("metadata").at("labels").at(NAMESPACE_LABEL);
   if (reserved.given) reserved.refuse("no such label: it says the namespace that something is really in");
   const spec = root.at("spec").object(["nets"]);

@@ -2,6 +2,8 @@ import { expect, test } from "bun:test";
 import { parse } from "yaml";
 import { formatAddress, formatCidr } from "../../../src/model/address.ts";
 import type { Resource } from "../../../src/model/resource.ts";
+import type { NeutralPolicy } from "../../../src/model/rule.ts";
+import type { HostEndpointObject } from "../../../src/model/world.ts";
 import { formatPolicy, formatRule } from "../../../src/model/rule_format.ts";
 import plugin, { calicoSource } from "./mod.ts";
 
@@ -93,6 +95,8 @@ const RULES: readonly (readonly [rule: string, texts: readonly string[]])[] = [
   ["{ action: Deny, protocol: 58 }", ["deny ipv6 icmpv6"]],
   ["{ action: Deny, protocol: ICMP, icmp: { type: 8, code: 0 } }", ["deny ipv4 icmp type 8/0"]],
   ["{ action: Deny, protocol: ICMPv6, notICMP: { type: 128 } }", ["deny ipv6 icmpv6 not type 128"]],
+  ["{ action: Deny, notICMP: { type: 8 } }", ["deny not type 8"]],
+  ["{ action: Deny, protocol: ICMP, icmp: {} }", ["deny ipv4 icmp"]],
   [
     "{ action: Allow, source: { nets: [10.0.0.0/8, 192.168.0.0/16], notNets: [10.1.0.0/16] } }",
     ["allow from nets 10.0.0.0/8,192.168.0.0/16 and not nets 10.1.0.0/16"],
@@ -185,9 +189,18 @@ const REFUSED: readonly (readonly [spec: string, problem: string])[] = [
     "spec.ingress[0].http: found an http match, wanted none: matching HTTP needs the L7 plugin, which this version does not have",
   ],
   [
-    "{ ingress: [{ action: Allow, notICMP: { type: 1 } }] }",
-    "spec.ingress[0].notICMP: found notICMP without that protocol, wanted none, or protocol ICMP or ICMPv6 in the same rule",
+    "{ ingress: [{ action: Allow, icmp: { type: 1 } }] }",
+    "spec.ingress[0].icmp: found icmp without that protocol, wanted none, or protocol ICMP or ICMPv6 in the same rule",
   ],
+  [
+    "{ ingress: [{ action: Allow, notICMP: { code: 1 } }] }",
+    "spec.ingress[0].notICMP.code: found a code alone, wanted a type beside it",
+  ],
+  [
+    "{ performanceHints: [AssumeNeededOnEveryNode, AssumeNeededOnEveryNode] }",
+    'spec.performanceHints[1]: found "AssumeNeededOnEveryNode", wanted each hint once',
+  ],
+  ["{ performanceHints: [Fast] }", 'spec.performanceHints[0]: found "Fast", wanted AssumeNeededOnEveryNode'],
   [
     "{ egres: [] }",
     "spec.egres: found an unknown field, wanted egress, perhaps; the fields are tier, order, selector, types, ingress, egress, serviceAccountSelector, performanceHints, namespaceSelector, doNotTrack, preDNAT, applyOnForward",
@@ -310,7 +323,7 @@ test("a fixed tier stays what it is whatever a store says", () => {
 
 test("network sets have prefixes, labels, and a namespace or none", () => {
   const spec = "{ nets: [10.0.0.1, 10.1.0.0/16, 'dead:beef::/96'] }";
-  const labels = { a: "x", "projectcalico.org/orchestrator": "k8s", "pcns.team": "forged" };
+  const labels = { a: "x" };
   for (const kind of ["NetworkSet", "GlobalNetworkSet"]) {
     const [set] = calicoSource.translate(resource(kind, spec, { labels })).objects;
     if (set?.kind !== "networkSet") throw new Error("no set");
@@ -359,6 +372,30 @@ test.each([
   expect(objects[0]).toMatchObject(part);
 });
 
+test("a host endpoint whose labels cannot be read is denied, whatever policies say", () => {
+  const from = resource("HostEndpoint", "{ node: n1, interfaceName: eth0, profiles: [open] }", { labels: { a: 1 } });
+  const [host, policy] = calicoSource.translate(from).objects;
+  expect(host).toMatchObject({ interfaceName: "eth0", profiles: [] });
+  expect(textOf(from)).toEndWith(
+    ' forward selects manx/unreadable == "HostEndpoint.projectcalico.org//p"\n  ingress deny\n  egress deny',
+  );
+  expect([...(host as HostEndpointObject).labels.keys()]).toEqual(["manx/unreadable"]);
+  expect(policy).toMatchObject({ tier: "kube-admin", staged: false });
+});
+
+test("what says who or where something is cannot come from a profile, nor can the built-in profile be another", () => {
+  const spec = "{ labelsToApply: { pcns.team: x, projectcalico.org/namespace: y, a: z } }";
+  expect(calicoSource.validate(resource("Profile", spec)).map(({ path }) => path)).toEqual([
+    'spec.labelsToApply["pcns.team"]',
+    'spec.labelsToApply["projectcalico.org/namespace"]',
+  ]);
+  const open = resource("Profile", "{}", { name: "projectcalico-default-allow" });
+  expect(problemsOf(open)).toEqual([
+    'metadata.name: found "projectcalico-default-allow", wanted another name: this profile is built in, and allows everything',
+  ]);
+  expect(calicoSource.translate(open).objects).toEqual([]);
+});
+
 test("a profile has labels and rules, and with faults no rules", () => {
   const spec = "{ labelsToApply: { a: x }, ingress: [{ action: Allow, source: { selector: has(a) } }] }";
   const [profile] = calicoSource.translate(resource("Profile", spec)).objects;
@@ -388,6 +425,47 @@ test("a policy of 1,024 rules and a long selector are read", () => {
   const selector = Array.from({ length: 200 }, (_, i) => `k${i} == 'v'`).join(" || ");
   const from = { ...global("{}"), spec: { selector, ingress: rules } };
   expect(good(from).split("\n").length).toBe(1025);
+});
+
+test("a tier whose place cannot be read closes what is in it, one with another fault stands where it says", () => {
+  const tierOf = (spec: string, metadata = {}) => {
+    const { objects, problems } = calicoSource.translate(resource("Tier", spec, metadata));
+    expect(problems.length).toBeGreaterThan(0);
+    return objects;
+  };
+  for (const spec of ['{ order: "5" }', "{ ordr: 5 }", "[]", "text"]) {
+    expect(tierOf(spec)).toEqual([{ kind: "tier", id: "p", defaultAction: "deny", closed: true }]);
+  }
+  expect(tierOf("{ order: 5, defaultAction: Allow }")).toEqual([
+    { kind: "tier", id: "p", order: 5, defaultAction: "deny" },
+  ]);
+  expect(tierOf("{ order: text }", { name: "default" })).toEqual([
+    { kind: "tier", id: "default", order: 1_000_000, defaultAction: "deny" },
+  ]);
+});
+
+test("manx.io/log-denied asks for logs of what a policy or tier denies, in every kind; other texts are refused", () => {
+  const annotated = (value: unknown) => ({ annotations: { "manx.io/log-denied": value } });
+  const kinds = ["NetworkPolicy", "GlobalNetworkPolicy", "Tier", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy"];
+  for (const kind of [...kinds, "StagedKubernetesNetworkPolicy"]) {
+    const logged = (value: unknown) =>
+      calicoSource.translate(resource(kind, "{}", annotated(value))).objects.map((object) =>
+        (object as { logDenied?: true }).logDenied
+      );
+    expect(logged("true")).toEqual([true]);
+    expect(logged("false")).toEqual([undefined]);
+    for (const bad of ["yes", "True", "", 1, true]) {
+      expect(problemsOf(resource(kind, "{}", annotated(bad)))[0]).toStartWith(
+        'metadata.annotations["manx.io/log-denied"]: found ',
+      );
+    }
+  }
+});
+
+test("names and annotations of rules are kept for people", () => {
+  const [policy] = calicoSource.translate(global(`{ ingress: [
+    { action: Allow, metadata: { annotations: { ticket: "A-1" } } }, { action: Deny } ] }`)).objects as [NeutralPolicy];
+  expect(policy.ingress!.map(({ annotations }) => annotations)).toEqual([{ ticket: "A-1" }, undefined]);
 });
 
 test("the plugin takes no settings and says so", async () => {

@@ -9,11 +9,12 @@ import type { Selector } from "../../../src/model/selector.ts";
 import { denyAll, FIRST_ORDER } from "../../../src/sdk/fail_closed.ts";
 import type { KindReader } from "../../../src/sdk/kind_reader.ts";
 import { readNetworkPolicySpec } from "../../../src/sdk/kubernetes_policy.ts";
-import { readMetadata } from "../../../src/sdk/object_metadata.ts";
+import { readLogDenied, readMetadata } from "../../../src/sdk/object_metadata.ts";
 import { describe } from "../../../src/sdk/validation.ts";
 import type { Field } from "../../../src/sdk/validation.ts";
 import { CALICO_VERSIONS, TOP_FIELDS } from "./kinds.ts";
 import { inNamespaces, readRules, readSelector, runningAs } from "./rule.ts";
+import { tier, tierNeeds } from "./tier.ts";
 
 const SPEC_FIELDS = [
   "tier",
@@ -28,6 +29,7 @@ const SPEC_FIELDS = [
 const GLOBAL_SPEC_FIELDS = [...SPEC_FIELDS, "namespaceSelector", "doNotTrack", "preDNAT", "applyOnForward"];
 const STAGED_ACTIONS = ["Set", "Delete", "Learn", "Ignore"] as const;
 const BOTH: readonly Direction[] = ["ingress", "egress"];
+const TIERS = [tier.definition.kind];
 
 export const networkPolicy: KindReader = {
   definition: {
@@ -37,10 +39,12 @@ export const networkPolicy: KindReader = {
     shortNames: ["caliconetworkpolicy", "caliconetworkpolicies"],
     apiVersions: CALICO_VERSIONS,
     namespaced: true,
+    needs: TIERS,
   },
+  needs: (root) => tierNeeds(root.at("spec").at("tier").value),
   read(root, key) {
     readPolicyHead(root, true);
-    return [readPolicy(root.at("spec"), key)];
+    return [readPolicy(root, key)];
   },
 };
 
@@ -52,10 +56,12 @@ export const globalNetworkPolicy: KindReader = {
     shortNames: ["gnp", "gnps"],
     apiVersions: CALICO_VERSIONS,
     namespaced: false,
+    needs: TIERS,
   },
+  needs: (root) => tierNeeds(root.at("spec").at("tier").value),
   read(root, key) {
     readPolicyHead(root, false);
-    return [readPolicy(root.at("spec"), key)];
+    return [readPolicy(root, key)];
   },
 };
 
@@ -67,11 +73,13 @@ export const stagedNetworkPolicy: KindReader = {
     shortNames: ["snp"],
     apiVersions: CALICO_VERSIONS,
     namespaced: true,
+    needs: TIERS,
   },
+  needs: (root) => tierNeeds(root.at("spec").at("tier").value),
   faultEffect: "ignored",
   read(root, key) {
     readPolicyHead(root, true);
-    return readStaged(root.at("spec"), ["tier"], () => readPolicy(root.at("spec"), key, ["stagedAction"]));
+    return readStaged(root.at("spec"), ["tier"], () => readPolicy(root, key, ["stagedAction"]));
   },
 };
 
@@ -83,11 +91,13 @@ export const stagedGlobalNetworkPolicy: KindReader = {
     shortNames: ["sgnp"],
     apiVersions: CALICO_VERSIONS,
     namespaced: false,
+    needs: TIERS,
   },
+  needs: (root) => tierNeeds(root.at("spec").at("tier").value),
   faultEffect: "ignored",
   read(root, key) {
     readPolicyHead(root, false);
-    return readStaged(root.at("spec"), ["tier"], () => readPolicy(root.at("spec"), key, ["stagedAction"]));
+    return readStaged(root.at("spec"), ["tier"], () => readPolicy(root, key, ["stagedAction"]));
   },
 };
 
@@ -104,7 +114,8 @@ export const stagedKubernetesNetworkPolicy: KindReader = {
   read(root, key) {
     root.object(TOP_FIELDS);
     readMetadata(root, { namespaced: true });
-    const place = { id: keyText(key), namespace: key.namespace, sortName: `knp.default.${key.name} ${key.namespace}` };
+    const sortName = `${key.name} ${key.namespace}`;
+    const place = { id: keyText(key), namespace: key.namespace, sortName, ...readLogDenied(root) };
     return readStaged(root.at("spec"), [], () => readNetworkPolicySpec(root.at("spec"), place, ["stagedAction"]));
   },
 };
@@ -146,32 +157,36 @@ const isZero = (value: unknown): boolean =>
   value === undefined || value === null || value === "" || value === false || value === 0 ||
   typeof value === "object" && Object.keys(value).length === 0;
 
-/** The policy, or where any fault was noted, in `field` or before, the one that denies what it selects. */
-function readPolicy(field: Field, key: ResourceKey, moreFields: readonly string[] = []): NeutralPolicy {
-  const findings = field.findings;
+/** The policy, or where any fault was noted, here or before, the one that denies what it selects. */
+function readPolicy(root: Field, key: ResourceKey, moreFields: readonly string[] = []): NeutralPolicy {
+  const findings = root.findings, field = root.at("spec");
+  const logDenied = readLogDenied(root);
   const namespace = key.namespace === "" ? undefined : key.namespace;
   const known = namespace === undefined ? GLOBAL_SPEC_FIELDS : SPEC_FIELDS;
   const shape = findings.attempt(() => field.object([...known, ...moreFields]));
   const spec = shape ?? field;
   const id = keyText(key);
   const tierField = spec.at("tier");
-  const tier = tierField.value === "" ? "default" : findings.attempt(() => tierField.name(dnsLabelFault) ?? "default");
+  const tierName = tierField.value === ""
+    ? "default"
+    : findings.attempt(() => tierField.name(dnsLabelFault) ?? "default");
   const order = findings.attempt(() => ({ value: spec.at("order").number() }));
   const selects = findings.attempt(() => readSubject(spec, namespace));
   const types = findings.attempt(() => readTypes(spec));
   const stage = findings.attempt(() => namespace === undefined ? readStage(spec, types) : "normal" as const);
-  for (const item of spec.at("performanceHints").items()) item.required("a hint").oneOf(["AssumeNeededOnEveryNode"]);
+  readHints(spec.at("performanceHints"));
   const scope = { policy: id, ...(namespace === undefined ? {} : { namespace }) };
   const ingress = readRules(spec.at("ingress"), { ...scope, direction: "ingress" });
   const egress = readRules(spec.at("egress"), { ...scope, direction: "egress" });
   const policy = {
     id,
-    tier: tier ?? "kube-admin",
+    tier: tierName ?? "kube-admin",
     selects: selects ?? (namespace === undefined ? ALL : labelIs(NAMESPACE_LABEL, namespace)),
     stage: stage ?? "forward",
+    ...logDenied,
   } as const;
   if (findings.count > 0) {
-    const place = tier === undefined || order === undefined
+    const place = tierName === undefined || order === undefined
       ? { order: FIRST_ORDER, sortName: "" }
       : { ...(order.value === undefined ? {} : { order: order.value }), sortName: sortName(key) };
     const directions = shape === undefined || types === undefined ? BOTH : types;
@@ -186,6 +201,15 @@ function readPolicy(field: Field, key: ResourceKey, moreFields: readonly string[
     ...(types!.includes("ingress") ? { ingress } : {}),
     ...(types!.includes("egress") ? { egress } : {}),
   };
+}
+
+/** They never change what a policy means. */
+function readHints(list: Field): void {
+  const seen = new Set<unknown>();
+  for (const item of list.items()) {
+    item.required("a hint").oneOf(["AssumeNeededOnEveryNode"]);
+    if (seen.size === seen.add(item.value).size) item.refuse("each hint once");
+  }
 }
 
 const sortName = (key: ResourceKey): string => key.namespace === "" ? key.name : `${key.name} ${key.namespace}`;

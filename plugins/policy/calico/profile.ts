@@ -1,3 +1,4 @@
+import { DEFAULT_ALLOW_PROFILE, isReservedLabel } from "../../../src/model/endpoint_labels.ts";
 import { keyText } from "../../../src/model/resource.ts";
 import type { KindReader } from "../../../src/sdk/kind_reader.ts";
 import { readLabels, readMetadata } from "../../../src/sdk/object_metadata.ts";
@@ -23,8 +24,17 @@ export const profile: KindReader = {
       );
       return [];
     }
+    if (key.name === DEFAULT_ALLOW_PROFILE) {
+      root.at("metadata").at("name").refuse("another name: this profile is built in, and allows everything");
+      return [];
+    }
     const spec = root.at("spec").object(["labelsToApply", "ingress", "egress"]);
-    const labelsToApply = readLabels(spec.at("labelsToApply"));
+    const labels = spec.at("labelsToApply"), labelsToApply = readLabels(labels);
+    for (const name of labelsToApply.keys()) {
+      if (isReservedLabel(name)) {
+        labels.at(name).refuse("no such label: only the namespace or account itself says that");
+      }
+    }
     const policy = keyText(key);
     const ingress = readRules(spec.at("ingress"), { policy, direction: "ingress" });
     const egress = readRules(spec.at("egress"), { policy, direction: "egress" });

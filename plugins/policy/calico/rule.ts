@@ -58,11 +58,14 @@ function readRule(field: Field, scope: RuleScope, index: number): readonly Neutr
   const action = rule.at("action").required("Allow, Deny, Log or Pass").oneOf(["Allow", "Deny", "Log", "Pass"]);
   const protocol = readProtocol(rule.at("protocol")), notProtocol = readProtocol(rule.at("notProtocol"));
   const family = readFamily(rule, protocol, notProtocol);
-  const icmp = readIcmp(rule.at("icmp"), protocol), notIcmp = readIcmp(rule.at("notICMP"), protocol);
+  const icmp = readIcmp(rule.at("icmp")), notIcmp = readIcmp(rule.at("notICMP"));
+  if (rule.at("icmp").given && protocol !== PROTOCOLS.ICMP && protocol !== PROTOCOLS.ICMPv6) {
+    rule.at("icmp").refuse("none, or protocol ICMP or ICMPv6 in the same rule", "icmp without that protocol");
+  }
   checkNetFamilies(rule);
   readHttp(rule.at("http"), scope, action, protocol);
   const metadata = rule.at("metadata").object(["annotations"]);
-  readAnnotations(metadata.at("annotations"));
+  const annotations = readAnnotations(metadata.at("annotations"));
   const source = readEntity(rule.at("source"), "source", scope, protocol);
   const destination = readEntity(rule.at("destination"), "destination", scope, protocol);
   const named = source.portNames !== undefined || destination.portNames !== undefined;
@@ -76,6 +79,7 @@ function readRule(field: Field, scope: RuleScope, index: number): readonly Neutr
     source,
     destination,
     origin: { policy: scope.policy, direction: scope.direction, index },
+    ...(annotations === undefined ? {} : { annotations }),
   }));
 }
 
@@ -103,16 +107,11 @@ function readFamily(rule: Field, protocol: number | undefined, notProtocol: numb
   return family;
 }
 
-function readIcmp(field: Field, protocol: number | undefined): IcmpMatch | undefined {
+/** projectcalico.org/v3 ICMPFields. */
+function readIcmp(field: Field): IcmpMatch | undefined {
   const icmp = field.object(["type", "code"]);
   if (!field.given) return undefined;
   const type = icmp.at("type").integer(0, 254), code = icmp.at("code").integer(0, 255);
-  if (protocol !== PROTOCOLS.ICMP && protocol !== PROTOCOLS.ICMPv6) {
-    return field.refuse(
-      "none, or protocol ICMP or ICMPv6 in the same rule",
-      `${String(field.key)} without that protocol`,
-    );
-  }
   if (!icmp.at("type").given) {
     return icmp.at("code").given ? icmp.at("code").refuse("a type beside it", "a code alone") : undefined;
   }
@@ -269,7 +268,7 @@ function readService(entity: Field, side: "source" | "destination", scope: RuleS
   const field = entity.at("services");
   const match = field.object(["name", "namespace"]);
   if (!field.given) return undefined;
-  const name = match.at("name").required("the name of a service").name(dnsLabelFault);
+  const name = match.at("name").required("the name of a service").name(dnsSubdomainFault);
   const given = match.at("namespace").name((text) => text === "" ? undefined : dnsLabelFault(text));
   const namespace = given || scope.namespace;
   if (namespace === undefined) {

@@ -11,7 +11,7 @@ import { denyAll, FIRST_ORDER } from "../../../src/sdk/fail_closed.ts";
 import type { KindReader } from "../../../src/sdk/kind_reader.ts";
 import { readLabelSelector } from "../../../src/sdk/label_selector.ts";
 import { mergeRanges, podsOf } from "../../../src/sdk/kubernetes_policy.ts";
-import { readMetadata } from "../../../src/sdk/object_metadata.ts";
+import { readLogDenied, readMetadata } from "../../../src/sdk/object_metadata.ts";
 import type { Field } from "../../../src/sdk/validation.ts";
 
 const TIERS = { Admin: "kube-admin", Baseline: "kube-baseline" } as const;
@@ -34,6 +34,7 @@ export const clusterNetworkPolicy: KindReader = {
     root.object(["apiVersion", "kind", "metadata", "spec", "status"]);
     readMetadata(root, { namespaced: false });
     const id = keyText(key);
+    const logDenied = readLogDenied(root);
     const field = root.at("spec").required("a spec");
     const shape = findings.attempt(() => field.object(["tier", "priority", "subject", "ingress", "egress"]));
     const spec = shape ?? field;
@@ -48,6 +49,7 @@ export const clusterNetworkPolicy: KindReader = {
       selects: selects ?? hasLabel(ORCHESTRATOR_LABEL),
       sortName: key.name,
       stage: "normal",
+      ...logDenied,
     } as const;
     const directions = (["ingress", "egress"] as const).filter((direction) => {
       const list = spec.at(direction);
@@ -73,7 +75,7 @@ function readRules(list: Field, direction: Direction, id: string): readonly Neut
   return list.items(LIST_LIMIT).flatMap((item, index) => {
     const rule = item.required("a rule").object(["name", "action", peersName, "protocols"]);
     if (!item.given) return [];
-    rule.at("name").name((text) =>
+    const name = rule.at("name").name((text) =>
       text.length <= RULE_NAME_LIMIT ? undefined : `at most ${RULE_NAME_LIMIT} characters`
     );
     const action = rule.at("action").required("Accept, Deny or Pass").oneOf(["Accept", "Deny", "Pass"]);
@@ -95,6 +97,7 @@ function readRules(list: Field, direction: Direction, id: string): readonly Neut
         source: direction === "ingress" ? peer : {},
         destination: direction === "ingress" ? ports : { ...peer, ...ports },
         origin: { policy: id, direction, index },
+        ...(name ? { name } : {}),
       }))
     );
   });
@@ -110,9 +113,16 @@ function oneGiven(field: Field, names: readonly string[]): string | undefined {
   return field.refuse(`one of ${names.join(", ")}`, found);
 }
 
-/** A subject, or a peer that is pods: `namespaces` or `pods`. */
-function readPods(field: Field, names: readonly string[] = ["namespaces", "pods"]): Selector | undefined {
-  const name = oneGiven(field, names);
+const POD_FIELDS = ["namespaces", "pods"] as const;
+const PEER_FIELDS = [...POD_FIELDS, "nodes", "networks", "domainNames"] as const;
+
+/** A subject, or a peer that can be pods only. */
+function readPods(field: Field): Selector | undefined {
+  const name = oneGiven(field, POD_FIELDS);
+  return name === undefined ? undefined : podsAt(field, name);
+}
+
+function podsAt(field: Field, name: string): Selector | undefined {
   if (name === "namespaces") return podsOf(readLabelSelector(field.at("namespaces")), ALL);
   if (name !== "pods") return undefined;
   const pods = field.at("pods").object(["namespaceSelector", "podSelector"]);
@@ -123,20 +133,39 @@ function readPods(field: Field, names: readonly string[] = ["namespaces", "pods"
 }
 
 function readPeer(field: Field, direction: Direction): readonly PeerMatch[] {
-  if (direction === "ingress") return peerOf(readPods(field));
-  const names = ["namespaces", "pods", "nodes", "networks", "domainNames"];
-  for (const [name, what] of [["domainNames", "domain names"], ["nodes", "nodes"]] as const) {
-    if (!field.at(name).given) continue;
-    field.at(name).refuse(`namespaces, pods or networks: this version has no policy by ${what}`, what);
-    return [];
+  if (direction === "ingress") {
+    for (const name of PEER_FIELDS.slice(POD_FIELDS.length)) {
+      if (!field.at(name).given) continue;
+      return field.at(name).refuse("namespaces or pods: the API has other peers for egress only", name) ?? [];
+    }
+    return peerOf(readPods(field));
   }
-  const networks = field.at("networks");
-  if (!networks.given) return peerOf(readPods(field, names));
-  oneGiven(field, names);
-  const items = networks.items(LIST_LIMIT);
-  if (items.length === 0) networks.refuse("at least one network");
+  const name = oneGiven(field, PEER_FIELDS);
+  switch (name) {
+    case undefined:
+      return [];
+    case "nodes":
+      return [{ nodes: readLabelSelector(field.at(name)) }];
+    case "networks":
+      return readNetworks(field.at(name));
+    case "domainNames":
+      field.at(name).refuse(
+        "namespaces, pods, nodes or networks: domain names need FQDN policy, which this version does not have",
+        "domain names",
+      );
+      return [];
+    default:
+      return peerOf(podsAt(field, name));
+  }
+}
+
+function readNetworks(list: Field): readonly PeerMatch[] {
+  const items = list.items(LIST_LIMIT);
+  if (Array.isArray(list.value) && items.length === 0) list.refuse("at least one network", "an empty list");
+  const texts = new Set<unknown>();
   const nets = items.flatMap((item) => {
     const text = item.required("a prefix such as 10.0.0.0/8").value;
+    if (texts.size === texts.add(text).size) item.refuse("each network once");
     return typeof text === "string" && !text.includes("/")
       ? item.refuse("a prefix with its length, such as 10.0.0.0/8") ?? []
       : item.cidr("cleared") ?? [];

@@ -1,7 +1,7 @@
 import { keyText } from "../../../src/model/resource.ts";
 import type { KindReader } from "../../../src/sdk/kind_reader.ts";
 import { readNetworkPolicySpec } from "../../../src/sdk/kubernetes_policy.ts";
-import { readMetadata } from "../../../src/sdk/object_metadata.ts";
+import { readLogDenied, readMetadata } from "../../../src/sdk/object_metadata.ts";
 
 export const networkPolicy: KindReader = {
   definition: {
@@ -15,8 +15,9 @@ export const networkPolicy: KindReader = {
   read(root, key) {
     root.object(["apiVersion", "kind", "metadata", "spec", "status"]);
     readMetadata(root, { namespaced: true });
-    // Among Calico policies of the same order it sorts by the name under which Calico shows it.
-    const sortName = `knp.default.${key.name} ${key.namespace}`;
-    return [readNetworkPolicySpec(root.at("spec"), { id: keyText(key), namespace: key.namespace, sortName })];
+    // Among Calico policies of the same order it sorts by its name as they do, without the `knp.default.` of older Calicos.
+    const sortName = `${key.name} ${key.namespace}`;
+    const place = { id: keyText(key), namespace: key.namespace, sortName, ...readLogDenied(root) };
+    return [readNetworkPolicySpec(root.at("spec"), place)];
   },
 };

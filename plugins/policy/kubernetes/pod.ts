@@ -1,17 +1,11 @@
 import { parseAddress } from "../../../src/model/address.ts";
-import { ownLabels } from "../../../src/model/endpoint_labels.ts";
 import { portNameFault } from "../../../src/model/kubernetes_names.ts";
 import { PROTOCOLS } from "../../../src/model/ports.ts";
 import type { NamedPort } from "../../../src/model/ports.ts";
-import { keyText } from "../../../src/model/resource.ts";
-import { labelIs } from "../../../src/model/selector.ts";
-import { denyAll, FIRST_ORDER } from "../../../src/sdk/fail_closed.ts";
+import { closedEndpoint } from "../../../src/sdk/fail_closed.ts";
 import type { KindReader } from "../../../src/sdk/kind_reader.ts";
 import { readMetadata } from "../../../src/sdk/object_metadata.ts";
 import type { Field } from "../../../src/sdk/validation.ts";
-
-/** Stands in place of the labels of a pod that cannot be read; its value is a `namespace.name`. */
-const UNREADABLE_LABEL = "manx/unreadable-pod";
 
 /** core/v1 Pod; of `spec` and `status` only what names, places and addresses it. */
 export const pod: KindReader = {
@@ -25,7 +19,7 @@ export const pod: KindReader = {
   },
   read(root, key) {
     root.object(["apiVersion", "kind", "metadata", "spec", "status"]);
-    const labels = ownLabels(readMetadata(root, { namespaced: true }));
+    const labels = readMetadata(root, { namespaced: true });
     const spec = root.at("spec").openObject(), status = root.at("status").openObject();
     const hostNetwork = spec.at("hostNetwork").flag() ?? false;
     const phase = status.at("phase").text();
@@ -44,17 +38,8 @@ export const pod: KindReader = {
       ...(node === undefined || node === "" ? {} : { node }),
     } as const;
     if (root.findings.count === 0) return [{ ...object, labels }];
-    // With labels unread no policy might select it, and a pod that none selects is open.
-    const mark = `${key.namespace}.${key.name}`;
-    const denied = denyAll({
-      id: keyText(key),
-      tier: "kube-admin",
-      order: FIRST_ORDER,
-      sortName: "",
-      selects: labelIs(UNREADABLE_LABEL, mark),
-      stage: "normal",
-    }, ["ingress", "egress"]);
-    return [{ ...object, labels: new Map([[UNREADABLE_LABEL, mark]]) }, denied];
+    const closed = closedEndpoint(key);
+    return [{ ...object, labels: closed.labels }, closed.policy];
   },
 };
 

@@ -229,6 +229,17 @@ egress:
   egress allow sctp to ${POD} and ports http`,
   ],
   [
+    "nodes by their labels",
+    `tier: Admin
+priority: 5
+subject: { namespaces: {} }
+egress:
+- { action: Accept, to: [{ nodes: { matchLabels: { zone: a } } }, { nodes: {} }], protocols: [{ tcp: { destinationPort: { number: 1 } } }] }`,
+    `${CLUSTER} kube-admin order 5 selects ${POD}
+  egress allow tcp to nodes zone == "a" and ports 1
+  egress allow tcp to nodes all() and ports 1`,
+  ],
+  [
     "without rules it covers no direction",
     "{ tier: Admin, priority: 1000, subject: { namespaces: {} }, ingress: [] }",
     `${CLUSTER} kube-admin order 1000 selects ${POD}`,
@@ -239,16 +250,35 @@ test.each(CLUSTER_READ)("ClusterNetworkPolicy: %s", (_, spec, text) => {
   expect(textOf(clusterPolicy(spec))).toBe(text);
 });
 
+test("ClusterNetworkPolicy: peers other than pods are for egress", () => {
+  const spec = (peer: string) =>
+    `{ tier: Admin, priority: 1, subject: { namespaces: {} }, ingress: [{ action: Accept, from: [${peer}] }] }`;
+  for (const [name, peer] of [["nodes", "{ nodes: {} }"], ["networks", "{ networks: [10.0.0.0/8] }"]] as const) {
+    expect(problemsOf(clusterPolicy(spec(peer)))).toEqual([
+      `spec.ingress[0].from[0].${name}: found ${name}, wanted namespaces or pods: the API has other peers for egress only`,
+    ]);
+  }
+});
+
 const rule = (to: string) =>
   `{ tier: Admin, priority: 1, subject: { namespaces: {} }, egress: [{ action: Accept, ${to} }] }`;
 const CLUSTER_REFUSED: readonly (readonly [spec: string, problem: string])[] = [
   [
     rule("to: [{ domainNames: [example.org] }]"),
-    "spec.egress[0].to[0].domainNames: found domain names, wanted namespaces, pods or networks: this version has no policy by domain names",
+    "spec.egress[0].to[0].domainNames: found domain names, wanted namespaces, pods, nodes or networks: domain names need FQDN policy, which this version does not have",
   ],
   [
-    rule("to: [{ nodes: {} }]"),
-    "spec.egress[0].to[0].nodes: found nodes, wanted namespaces, pods or networks: this version has no policy by nodes",
+    rule("to: [{ nodes: { matchLabels: { a: 1 } } }]"),
+    "spec.egress[0].to[0].nodes.matchLabels.a: found 1, wanted a string (in quotes)",
+  ],
+  [rule("to: [{ networks: [] }]"), "spec.egress[0].to[0].networks: found an empty list, wanted at least one network"],
+  [
+    rule("to: [{ networks: [10.0.0.0/8, 10.0.0.0/8] }]"),
+    'spec.egress[0].to[0].networks[1]: found "10.0.0.0/8", wanted each network once',
+  ],
+  [
+    rule("to: [{ nodes: {}, pods: { podSelector: {} } }]"),
+    "spec.egress[0].to[0]: found pods and nodes, wanted one of namespaces, pods, nodes, networks, domainNames",
   ],
   [rule("to: []"), "spec.egress[0].to: found an empty list, wanted at least one peer"],
   [
@@ -271,6 +301,20 @@ const CLUSTER_REFUSED: readonly (readonly [spec: string, problem: string])[] = [
 test.each(CLUSTER_REFUSED)("ClusterNetworkPolicy %s is refused, and met in a store it denies", (spec, problem) => {
   expect(problemsOf(clusterPolicy(spec))).toEqual([problem]);
   expect(textOf(clusterPolicy(spec))).toEndWith(` selects ${POD}\n  egress deny`);
+});
+
+test("manx.io/log-denied asks for logs of what a policy denies, in every kind; other texts are refused", () => {
+  const annotated = (value: unknown) => ({ name: "p", annotations: { "manx.io/log-denied": value } }) as never;
+  const rules = "{ tier: Admin, priority: 1, subject: { namespaces: {} }, ingress: [] }";
+  for (const from of [policy("{}"), clusterPolicy(rules)]) {
+    expect(textOf({ ...from, metadata: annotated("true") })).toContain(" log-denied selects");
+    expect(textOf({ ...from, metadata: annotated("false") })).not.toContain("log-denied");
+    for (const bad of ["yes", "True", "", 1, true]) {
+      const [problem] = problemsOf({ ...from, metadata: annotated(bad) });
+      expect(problem).toStartWith('metadata.annotations["manx.io/log-denied"]: found ');
+      expect(textOf({ ...from, metadata: annotated(bad) })).not.toContain("log-denied");
+    }
+  }
 });
 
 test("the plugin takes no settings and says so", async () => {

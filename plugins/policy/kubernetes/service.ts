@@ -1,4 +1,4 @@
-import { addressFamily, parseAddress } from "../../../src/model/address.ts";
+import { addressFamily, parseAddress, parseCidr } from "../../../src/model/address.ts";
 import type { Address } from "../../../src/model/address.ts";
 import { dnsLabelFault } from "../../../src/model/kubernetes_names.ts";
 import { PROTOCOLS } from "../../../src/model/ports.ts";
@@ -9,7 +9,11 @@ import { readMetadata } from "../../../src/sdk/object_metadata.ts";
 import type { Field } from "../../../src/sdk/validation.ts";
 
 const ADDRESS = "an IPv4 or IPv6 address";
+const RANGE = "a prefix such as 10.0.0.0/8 or fd00::/64";
 const SERVICE_NAME_LABEL = "kubernetes.io/service-name";
+/** core/v1 well-known labels: who forwards for the service is not the node's usual proxy; it is headless whatever its spec says. */
+const PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name";
+const HEADLESS_LABEL = "service.kubernetes.io/headless";
 /** core/v1 ClientIPConfig.timeoutSeconds: what it is where not given, and at most. */
 const AFFINITY_DEFAULT_SECONDS = 10_800;
 const AFFINITY_LIMIT_SECONDS = 86_400;
@@ -17,6 +21,8 @@ const AFFINITY_LIMIT_SECONDS = 86_400;
 const SLICE_ENDPOINTS_LIMIT = 1000;
 const SLICE_ADDRESSES_LIMIT = 100;
 const SLICE_PORTS_LIMIT = 20_000;
+/** discovery/v1 EndpointHints, as the API server validates it: maxZoneHints, maxNodeHints. */
+const HINTS_LIMIT = 8;
 
 const SERVICE_FIELDS = [
   "type",
@@ -51,10 +57,11 @@ export const service: KindReader = {
     apiVersions: ["v1"],
     namespaced: true,
   },
-  faultEffect: "ignored",
   read(root, key) {
     root.object(["apiVersion", "kind", "metadata", "spec", "status"]);
-    readMetadata(root, { namespaced: true, nameFault: dnsLabelFault });
+    const labels = readMetadata(root, { namespaced: true, nameFault: dnsLabelFault });
+    // Of the API server; one that cannot be read says nothing.
+    const createdMs = Date.parse(String(root.at("metadata").at("creationTimestamp").value));
     const spec = root.at("spec").object(SERVICE_FIELDS);
     const type = spec.at("type").oneOf(["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]) ?? "ClusterIP";
     const list = spec.at("clusterIPs").items();
@@ -66,6 +73,10 @@ export const service: KindReader = {
         // core/v1 LoadBalancerIngress.ipMode: packets for a Proxy address must go out to it.
         .filter((item) => item.at("ipMode").value !== "Proxy").map((item) => item.openObject().at("ip")),
     );
+    const sourceRanges = spec.at("loadBalancerSourceRanges").items().flatMap((item) =>
+      // The API takes them with white space around.
+      item.parsed(RANGE, (text) => parseCidr(text.trim())) ?? []
+    );
     const ports = spec.at("ports").items().flatMap(readServicePort);
     const affinity = spec.at("sessionAffinity").oneOf(["None", "ClientIP"]);
     const seconds = spec.at("sessionAffinityConfig").object(["clientIP"]).at("clientIP").object(["timeoutSeconds"])
@@ -73,20 +84,24 @@ export const service: KindReader = {
     const internal = spec.at("internalTrafficPolicy").oneOf(["Cluster", "Local"]);
     const external = spec.at("externalTrafficPolicy").oneOf(["Cluster", "Local"]);
     const healthCheckNodePort = spec.at("healthCheckNodePort").integer(0, 65535);
+    const isChecked = type === "LoadBalancer" && external === "Local" && healthCheckNodePort;
     if (root.findings.count > 0 || type === "ExternalName") return [];
     return [{
       kind: "service",
       id: `${key.namespace}/${key.name}`,
       namespace: key.namespace,
       name: key.name,
-      clusterAddresses,
+      ...(Number.isNaN(createdMs) ? {} : { createdMs }),
+      ...(labels.has(PROXY_NAME_LABEL) ? { proxiedElsewhere: true } : {}),
+      clusterAddresses: labels.has(HEADLESS_LABEL) ? [] : clusterAddresses,
       externalAddresses,
       loadBalancerAddresses: type === "LoadBalancer" ? loadBalancerAddresses : [],
+      ...(sourceRanges.length > 0 ? { sourceRanges } : {}),
       ports,
       ...(affinity === "ClientIP" ? { affinitySeconds: seconds ?? AFFINITY_DEFAULT_SECONDS } : {}),
       internalLocal: internal === "Local",
       externalLocal: external === "Local",
-      ...(healthCheckNodePort ? { healthCheckNodePort } : {}),
+      ...(isChecked ? { healthCheckNodePort } : {}),
     }];
   },
 };
@@ -110,7 +125,6 @@ export const endpointSlice: KindReader = {
     apiVersions: ["discovery.k8s.io/v1"],
     namespaced: true,
   },
-  faultEffect: "ignored",
   read(root, key) {
     root.object(["apiVersion", "kind", "metadata", "addressType", "endpoints", "ports"]);
     const serviceName = readMetadata(root, { namespaced: true }).get(SERVICE_NAME_LABEL);
@@ -134,6 +148,8 @@ export const endpointSlice: KindReader = {
       const serving = conditions.at("serving").flag() ?? ready;
       const terminating = conditions.at("terminating").flag() ?? false;
       const node = endpoint.at("nodeName").text();
+      const hints = endpoint.at("hints").object(["forZones", "forNodes"]);
+      const forZones = readHints(hints.at("forZones")), forNodes = readHints(hints.at("forNodes"));
       if (type === "FQDN") return [];
       return addressesOf(fields, type).map((address) => ({
         address,
@@ -141,6 +157,8 @@ export const endpointSlice: KindReader = {
         ready,
         serving,
         terminating,
+        ...(forZones.length > 0 ? { forZones } : {}),
+        ...(forNodes.length > 0 ? { forNodes } : {}),
       }));
     });
     const ports = root.at("ports").items(SLICE_PORTS_LIMIT).flatMap((item) => {
@@ -161,6 +179,13 @@ export const endpointSlice: KindReader = {
     }];
   },
 };
+
+/** discovery/v1 ForZone, ForNode. */
+function readHints(field: Field): readonly string[] {
+  return field.items(HINTS_LIMIT).flatMap((item) =>
+    item.required("a hint").object(["name"]).at("name").required("a name").text() ?? []
+  );
+}
 
 /** The given addresses, each once; of one family where `type` says so. */
 function addressesOf(fields: readonly Field[], type?: "IPv4" | "IPv6"): readonly Address[] {

@@ -51,10 +51,29 @@ test("a service account has its labels and its name among them", () => {
     });
 });
 
+test("what cannot be read of a namespace or a service account denies all that is in it or runs as it", () => {
+  const texts = (text: string) => kubernetesSource.translate(read(text)).objects.map(plain);
+  const deny = (id: string, selects: string) =>
+    `policy ${id} tier kube-admin order ${-Number.MAX_VALUE} forward selects ${selects}\n  ingress deny\n  egress deny`;
+  expect(texts("{ apiVersion: v1, kind: Namespace, metadata: { name: a, labels: { t: x, u: 1 } } }")).toEqual([
+    expect.objectContaining({ labels: expect.objectContaining({ t: "x" }) }),
+    deny("Namespace//a", 'projectcalico.org/namespace == "a"'),
+  ]);
+  expect(texts("{ apiVersion: v1, kind: ServiceAccount, metadata: { name: sa, namespace: a, labels: all } }")).toEqual([
+    expect.objectContaining({ id: "a/sa" }),
+    deny(
+      "ServiceAccount/a/sa",
+      '(projectcalico.org/namespace == "a" && projectcalico.org/serviceaccount == "sa")',
+    ),
+  ]);
+  // Not where there is nothing to read from it: others may add to what it says.
+  expect(texts("{ apiVersion: v1, kind: Namespace, metadata: { name: a }, spec: { unknown: 1 } }").length).toBe(1);
+});
+
 const POD = `
 apiVersion: v1
 kind: Pod
-metadata: { name: p, namespace: a, labels: { app: w, pcns.team: forged, projectcalico.org/namespace: forged } }
+metadata: { name: p, namespace: a, labels: { app: w } }
 spec:
   nodeName: n1
   serviceAccountName: robot
@@ -109,10 +128,10 @@ test("a pod that is labels alone runs as the default account and has no address 
 test("a pod whose labels cannot be read is denied both ways, and nothing else is", () => {
   const { objects, problems } = kubernetesSource.translate(read(POD.replace("app: w", "app: 1")));
   expect(problems.map(({ path, effect }) => [path, effect])).toEqual([["metadata.labels.app", "fail-closed"]]);
-  expect(plain(objects[0])).toMatchObject({ kind: "pod", id: "a/p", labels: { "manx/unreadable-pod": "a.p" } });
+  expect(plain(objects[0])).toMatchObject({ kind: "pod", id: "a/p", labels: { "manx/unreadable": "Pod/a/p" } });
   expect(plain(objects[1])).toBe(
     `policy Pod/a/p tier kube-admin order ${-Number
-      .MAX_VALUE} selects manx/unreadable-pod == "a.p"\n  ingress deny\n  egress deny`,
+      .MAX_VALUE} forward selects manx/unreadable == "Pod/a/p"\n  ingress deny\n  egress deny`,
   );
 });
 

@@ -2,6 +2,7 @@ import { formatAddress, formatCidr } from "../../model/address.ts";
 import type { Address, Cidr } from "../../model/address.ts";
 import type { AddressSet, PolicyList } from "../../model/desired.ts";
 import type { CalcResult } from "../mod.ts";
+import { servicesText } from "./services_text.ts";
 
 /** The whole content of a result as text, generations aside: equal text, equal state. */
 export function dump({ desired, routes }: CalcResult): string {
@@ -32,6 +33,7 @@ export function dump({ desired, routes }: CalcResult): string {
   lines.push(`failsafe ${JSON.stringify(desired.failsafe)}`);
   const { sources, inside } = desired.masquerade;
   lines.push(`masquerade ${sources.map(formatCidr)} outside ${inside.map(formatCidr)}`);
+  if (desired.services !== undefined) lines.push(servicesText(desired.services));
   for (const [key, route] of sorted(routes.routes)) {
     lines.push(`route ${key} ${formatCidr(route.destination)} ${route.node} ${formatAddress(route.via)}`);
   }

@@ -96,8 +96,11 @@ export class NaiveWorld {
     const put = (key: string, value: string | undefined) =>
       value === undefined ? labels.delete(key) : labels.set(key, value);
     // Weakest first.
+    const reserved = /^pc(ns|sa)\.|^projectcalico\.org\/(namespace|serviceaccount|orchestrator|name)$/;
     for (const name of from.profiles.toReversed()) {
-      for (const [key, value] of this.get("profile", name)?.labelsToApply ?? []) put(key, value);
+      for (const [key, value] of this.get("profile", name)?.labelsToApply ?? []) {
+        if (!reserved.test(key)) put(key, value);
+      }
     }
     const account = from.serviceAccount && this.get("serviceAccount", `${from.namespace}/${from.serviceAccount}`);
     for (const [key, value] of account ? account.labels : []) put(`pcsa.${key}`, value);
@@ -106,7 +109,7 @@ export class NaiveWorld {
     }
     if (from.orchestrator !== undefined) put("projectcalico.org/orchestrator", from.orchestrator);
     if (from.name !== undefined) put("projectcalico.org/name", from.name);
-    for (const [key, value] of own) put(key, value);
+    for (const [key, value] of own) if (!reserved.test(key)) put(key, value);
     put("projectcalico.org/namespace", from.namespace);
     put("projectcalico.org/serviceaccount", from.serviceAccount);
     put("pcns.projectcalico.org/name", from.namespace);
@@ -129,6 +132,12 @@ export class NaiveWorld {
       }
       return [...members].sort().join(" ");
     }
+    const nodes = /^nodes (.*)$/.exec(title)?.[1];
+    if (nodes !== undefined) {
+      const selected = this.all("node").filter(({ labels }) => matches(parseSelector(nodes), labels));
+      for (const { addresses } of selected) for (const one of addresses) members.add(formatCidr(hostCidr(one)));
+      return [...members].sort().join(" ");
+    }
     const selector = parseSelector(portSelector ?? title);
     for (const endpoint of this.endpoints().filter(({ labels }) => matches(selector, labels))) {
       if (port === undefined) { for (const net of endpoint.nets) members.add(net); }
@@ -148,7 +157,9 @@ export class NaiveWorld {
       default: 1_000_000,
       "kube-baseline": 10_000_000,
     };
-    const tierOrder = (name: string) => fixed[name] ?? this.get("tier", name)?.order ?? Infinity;
+    const isClosed = (name: string) => !(name in fixed) && this.get("tier", name)?.closed === true;
+    const tierOrder = (name: string) =>
+      fixed[name] ?? (isClosed(name) ? -Infinity : this.get("tier", name)?.order ?? Infinity);
     const keys = (policy: NeutralPolicy) =>
       [tierOrder(policy.tier), policy.tier, policy.order ?? Infinity, policy.sortName, policy.id] as const;
     return this.all("policy")
@@ -161,7 +172,7 @@ export class NaiveWorld {
         return at < 0 ? 0 : left[at]! < right[at]! ? -1 : 1;
       })
       .map((policy) => {
-        const rules = policy[direction]!.filter(isPossible);
+        const rules = isClosed(policy.tier) ? [0] : policy[direction]!.filter(isPossible);
         return `${policy.tier}/${policy.id}${policy.staged ? "*" : ""}(${rules.length})`;
       })
       .join(" ");

@@ -50,6 +50,8 @@ const TESTS = [
   ...KEYS.flatMap((key) => VALUES.map((value) => `${key} == "${value}"`)),
   'app != "x"',
   "has(role)",
+  'serial starts with "1"',
+  'projectcalico.org/namespace == "dev" && serial != "7"',
   "!has(role)",
   'app in {"x", "y"}',
   'app not in {"x"}',
@@ -60,6 +62,7 @@ const TESTS = [
   'projectcalico.org/namespace == "prod"',
   'projectcalico.org/namespace in {"dev", "prod"}',
   'projectcalico.org/serviceaccount == "a"',
+  "has(projectcalico.org/orchestrator)",
   'pcns.projectcalico.org/name == "dev"',
   'applied == "yes"',
   "global()",
@@ -90,8 +93,11 @@ export function randomChange(random: Random): WorldChange {
 
 function labels(random: Random): Labels {
   const pairs = random.some(KEYS, 3).map((key): [string, string] => [key, random.pick(VALUES)]);
+  // Asked for now and then, and nearly always another.
+  if (random.chance(40)) pairs.push(["serial", `${random.below(1000)}`]);
   if (random.chance(5)) pairs.push(["pcns.team", random.pick(VALUES)]);
   if (random.chance(5)) pairs.push(["projectcalico.org/namespace", "prod"]);
+  if (random.chance(5)) pairs.push(["projectcalico.org/orchestrator", "k8s"]);
   return new Map(pairs);
 }
 
@@ -107,6 +113,7 @@ function peer(random: Random): PeerMatch {
     notNets: nets(10),
     selector: random.chance(50) ? selector(random) : undefined,
     notSelector: random.chance(15) ? selector(random) : undefined,
+    nodes: random.chance(10) ? parseSelector(random.pick(["all()", 'zone == "x"', "!has(zone)"])) : undefined,
     ports: random.chance(20) ? [{ first: 80, last: 90 }] : undefined,
     portNames: random.chance(20) ? [random.pick(["http", "dns", "none"])] : undefined,
     notPortNames: random.chance(5) ? ["http"] : undefined,
@@ -137,7 +144,7 @@ function randomObject(random: Random): WorldObject {
         id: `w-${random.below(8)}`,
         node,
         namespace,
-        interfaceName: `if-${random.below(8)}`,
+        interfaceName: random.chance(10) ? random.pick(["eth0", "eth1"]) : `if-${random.below(8)}`,
         addresses,
         labels: labels(random),
         ports,
@@ -202,6 +209,7 @@ function randomObject(random: Random): WorldObject {
         selects: selector(random),
         stage,
         staged: random.chance(15),
+        logDenied: random.chance(15) ? true : undefined,
         ingress: random.chance(70) ? rules(random, id, "ingress") : undefined,
         egress: random.chance(40) ? rules(random, id, "egress") : undefined,
       };
@@ -211,7 +219,9 @@ function randomObject(random: Random): WorldObject {
         kind: "tier",
         id: random.pick(["t1", "t2", "default"]),
         order: random.pick([undefined, 5, 2e6]),
+        closed: random.chance(15) ? true : undefined,
         defaultAction: random.pick(["deny", "pass"]),
+        logDenied: random.chance(30) ? true : undefined,
       };
     case "profile": {
       const id = random.pick(["p1", "p2", "kns.default"]);
@@ -225,7 +235,12 @@ function randomObject(random: Random): WorldObject {
       };
     }
     case "node":
-      return { kind: "node", id: random.pick(["n1", "n2"]), addresses, labels: new Map() };
+      return {
+        kind: "node",
+        id: random.pick(["n1", "n2"]),
+        addresses,
+        labels: new Map(random.chance(60) ? [["zone", random.pick(VALUES)]] : []),
+      };
     case "block":
       return { kind: "block", id: `b-${random.below(4)}`, cidr: random.pick(NETS), node };
     case "pool":

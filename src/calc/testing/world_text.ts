@@ -9,9 +9,9 @@
  *     host eth0-n1 192.168.2.1 role=node if=eth0 on=n1 profile=open
  *     link eth0 192.168.2.1
  *     set offices 172.16.0.0/12 kind=office ns=prod
- *     tier early order=5 default=pass
+ *     tier early order=5 default=pass                                         (also `closed`, and `log-denied` as for a policy)
  *     service prod/db tcp/80 10.1.0.3                                         (endpoints with their ports)
- *     policy p selects app == "web" tier=early order=3 stage=preDnat staged
+ *     policy p selects app == "web" tier=early order=3 stage=preDnat staged log-denied
  *       ingress allow tcp from [app == "db"] not 10.2.0.0/16 to port 80,90-99,http
  *       egress log
  *       egress                                                                (covers it, matches nothing)
@@ -139,7 +139,15 @@ function parseObject(line: string): WorldObject {
     case "tier": {
       const order = options.get("order");
       const defaultAction = options.get("default") === "pass" ? "pass" : "deny";
-      return { kind: "tier", id: name, order: order === undefined ? undefined : Number(order), defaultAction };
+      const logDenied = plain.includes("log-denied") ? true : undefined;
+      return {
+        kind: "tier",
+        id: name,
+        order: order === undefined ? undefined : Number(order),
+        defaultAction,
+        closed: plain.includes("closed") ? true : undefined,
+        logDenied,
+      };
     }
     case "profile":
       return { kind: "profile", id: name, labelsToApply: labels, ingress: [], egress: [] };
@@ -170,9 +178,10 @@ function parseNamedPort(text: string): NamedPort {
 }
 
 function parsePolicy(line: string, id: string): NeutralPolicy {
-  const [, selector, options] = /^policy \S+ selects (.*?)((?:\s+(?:tier|order|stage|name)=\S+|\s+staged)*)$/.exec(
-    line,
-  )!;
+  const [, selector, options] =
+    /^policy \S+ selects (.*?)((?:\s+(?:tier|order|stage|name)=\S+|\s+staged|\s+log-denied)*)$/.exec(
+      line,
+    )!;
   const option = (name: string) => new RegExp(`\\b${name}=(\\S+)`).exec(options!)?.[1];
   const order = option("order");
   return {
@@ -184,6 +193,7 @@ function parsePolicy(line: string, id: string): NeutralPolicy {
     selects: parseSelector(selector!),
     stage: (option("stage") ?? "normal") as PolicyStage,
     staged: / staged\b/.test(options!),
+    logDenied: / log-denied\b/.test(options!) ? true : undefined,
   };
 }
 
@@ -205,11 +215,13 @@ function parseRule(text: string, policy: string, direction: Direction, index: nu
 
 function parsePeer(text: string): PeerMatch {
   const peer: { -readonly [K in keyof PeerMatch]: PeerMatch[K] } = {};
-  const word = /\s*(not\s+)?(?:\[(.*?)\]|port\s+(\S+)|service\s+(\S+)|hosts-of\s+(\S+)|(\S+))/y;
+  const word = /\s*(not\s+|nodes\s+)?(?:\[(.*?)\]|port\s+(\S+)|service\s+(\S+)|hosts-of\s+(\S+)|(\S+))/y;
   for (let match = word.exec(text); match !== null; match = word.exec(text)) {
     const [, not, selector, ports, service, hostsOf, nets] = match;
-    if (selector !== undefined) peer[not ? "notSelector" : "selector"] = parseSelector(selector);
-    else if (ports !== undefined) {
+    if (selector !== undefined) {
+      const field = not === undefined ? "selector" : not.startsWith("nodes") ? "nodes" : "notSelector";
+      peer[field] = parseSelector(selector);
+    } else if (ports !== undefined) {
       const parts = ports.split(",");
       const names = parts.filter((part) => !/^\d/.test(part));
       peer[not ? "notPorts" : "ports"] = parts.filter((part) => /^\d/.test(part)).map(parseRange);
