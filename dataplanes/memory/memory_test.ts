@@ -67,6 +67,28 @@ test("sweep leaves nothing in force and is repeatable", async () => {
   expect((await dataplane.sweep()).messages).toBe(0);
 });
 
+test("decisions are counted, and what staged policies would have decided, as long as their list is in force", async () => {
+  await using dataplane = openMemory();
+  const [rule] = open.profiles[0]!.rules;
+  const staged = { id: "staged", staged: true, rules: [{ ...rule!, action: "deny" as const }] };
+  const list: PolicyList = { ...open, id: "staged", tiers: [{ name: "t", defaultAction: "pass", policies: [staged] }] };
+  await dataplane.apply(stateWith(1, list));
+  expect(await dataplane.counts(list)).toEqual([]);
+  for (let i = 0; i < 3; i++) dataplane.verdict(PATH);
+  expect(await dataplane.counts(list)).toEqual([
+    { decisions: [{ by: "rule", policy: "profile", origin: rule!.origin }], packets: 3, bytes: 0 },
+    {
+      decisions: [{ by: "rule", tier: "t", policy: "staged", origin: rule!.origin, staged: true }],
+      packets: 3,
+      bytes: 0,
+    },
+  ]);
+  await dataplane.apply(stateWith(2, list));
+  expect((await dataplane.counts(list)).length).toBe(2);
+  await dataplane.apply(stateWith(3, open));
+  expect(await dataplane.counts(list)).toEqual([]);
+});
+
 test("drift ends with its signal and never yields", async () => {
   const stop = new AbortController();
   const seen = (async () => {

@@ -21,43 +21,73 @@ import type { AddressSet, SetMember } from "../../src/model/desired.ts";
 import type { PersistentMap } from "../../src/model/persistent_map.ts";
 import type { ElementChange, ElementKey, Elements, ElementValue } from "./ruleset.ts";
 
-/** How many members of each prefix length an address set has: index 0 … 32 and 0 … 128. */
-export interface LengthCounts {
+/** How many members an address set has in a family. */
+export interface FamilyCounts {
+  /** Single addresses; of a `port` set, all members. */
+  readonly hosts: number;
+  /** Members of each shorter prefix length. */
+  readonly short: ReadonlyMap<number, number>;
+}
+
+export interface MemberCounts {
   readonly members: AddressSet["members"];
-  readonly 4: readonly number[];
-  readonly 6: readonly number[];
+  readonly 4: FamilyCounts;
+  readonly 6: FamilyCounts;
   /** The full addresses of each family one after another, of a large set that was counted from nothing. */
   readonly packed?: { readonly 4: Uint8Array; readonly 6: Uint8Array };
 }
 
+const NOTHING_SHORT: FamilyCounts["short"] = new Map();
+
 /** `previous`: the counts of an earlier version of the same set, to start from. */
-export function countLengths(set: AddressSet, previous: LengthCounts | undefined): LengthCounts {
+export function countMembers(set: AddressSet, previous: MemberCounts | undefined): MemberCounts {
   if (previous?.members === set.members) return previous;
-  const v4 = previous === undefined ? new Array<number>(33).fill(0) : previous[4].slice();
-  const v6 = previous === undefined ? new Array<number>(129).fill(0) : previous[6].slice();
-  const count = (member: SetMember, by: number) => {
-    const counts = member.length === 5 ? v4 : v6;
-    counts[cidrPrefix(member as Cidr)]! += by;
-  };
-  let packed: LengthCounts["packed"];
-  if (set.kind === "net") {
-    if (previous === undefined && set.members.size >= SIZED_FROM) {
-      // One walk for both: going through 100,000 members again costs as much as writing them to the kernel's buffer.
-      const v4Keys = new PackedKeys(4, set.members.size), v6Keys = new PackedKeys(16, 0);
-      set.members.forEach((_, member) => {
-        count(member, 1);
-        if (isHost(member as Cidr)) (member.length === 5 ? v4Keys : v6Keys).push(member);
-      });
-      packed = { 4: v4Keys.finish(), 6: v6Keys.finish() };
-    } else if (previous === undefined) set.members.forEach((_, member) => count(member, 1));
-    else {
-      for (const change of set.members.changesSince(previous.members)) {
-        if (change.before === undefined) count(change.key, 1);
-        else if (change.after === undefined) count(change.key, -1);
-      }
+  const v4 = new Counter(previous?.[4]), v6 = new Counter(previous?.[6]);
+  const count = set.kind === "net"
+    ? (member: SetMember, by: number) => (member.length === 5 ? v4 : v6).add(cidrPrefix(member as Cidr), by)
+    : (member: SetMember, by: number) => (member.length === 7 ? v4.add(32, by) : v6.add(128, by));
+  let packed: MemberCounts["packed"];
+  if (previous !== undefined) {
+    for (const change of set.members.changesSince(previous.members)) {
+      if (change.before === undefined) count(change.key, 1);
+      else if (change.after === undefined) count(change.key, -1);
     }
+  } else if (set.kind === "net" && set.members.size >= SIZED_FROM) {
+    // One walk for both: going through 100,000 members again costs as much as writing them to the kernel's buffer.
+    const v4Keys = new PackedKeys(4, set.members.size), v6Keys = new PackedKeys(16, 0);
+    set.members.forEach((_, member) => {
+      count(member, 1);
+      if (isHost(member as Cidr)) (member.length === 5 ? v4Keys : v6Keys).push(member);
+    });
+    packed = { 4: v4Keys.finish(), 6: v6Keys.finish() };
+  } else set.members.forEach((_, member) => count(member, 1));
+  return { members: set.members, 4: v4.finish(32), 6: v6.finish(128), ...packed === undefined ? {} : { packed } };
+}
+
+/** Counts in the making; made ready only where they differ. */
+class Counter {
+  private readonly changes = new Map<number, number>();
+
+  constructor(private readonly previous: FamilyCounts = { hosts: 0, short: NOTHING_SHORT }) {}
+
+  add(length: number, by: number): void {
+    this.changes.set(length, (this.changes.get(length) ?? 0) + by);
   }
-  return { members: set.members, 4: v4, 6: v6, packed };
+
+  finish(full: number): FamilyCounts {
+    const hosts = this.previous.hosts + (this.changes.get(full) ?? 0);
+    this.changes.delete(full);
+    let { short } = this.previous;
+    for (const [length, by] of this.changes) {
+      if (by === 0) continue;
+      const counted = new Map(short);
+      const count = (short.get(length) ?? 0) + by;
+      if (count > 0) counted.set(length, count);
+      else counted.delete(length);
+      short = counted;
+    }
+    return { hosts, short };
+  }
 }
 
 class PackedKeys {
@@ -85,14 +115,13 @@ class PackedKeys {
 }
 
 /** Whether there is a member of that family at all. */
-export const hasFamily = (counts: LengthCounts, family: Family): boolean => counts[family].some((count) => count > 0);
+export const hasFamily = (counts: MemberCounts, family: Family): boolean =>
+  counts[family].hosts > 0 || counts[family].short.size > 0;
 
-/** The prefix lengths, shortest first, that have members, without the full one. */
-export const shortLengths = (counts: LengthCounts, family: Family): readonly number[] => {
-  const lengths: number[] = [];
-  for (let length = 0; length < familyBits(family); length++) if (counts[family][length]! > 0) lengths.push(length);
-  return lengths;
-};
+/** The prefix lengths that have members, without the full one. */
+export const shortLengths = (counts: MemberCounts, family: Family): readonly number[] => [
+  ...counts[family].short.keys(),
+];
 
 /** How a set of addresses is made, as its content asks for. */
 export interface AddressForm {
@@ -103,15 +132,15 @@ export interface AddressForm {
 }
 
 /** Smaller sets grow freely; larger ones are worth a hash made to measure (a third of the time to fill it). */
-const SIZED_FROM = 4_096;
+export const SIZED_FROM = 4_096;
 const SIZE_STEP = 4;
 
 /** A function of the content alone, so that a restart finds what it would make; steps are wide, so that few changes cross one. */
-export function addressForm(family: Family, sources: readonly LengthCounts[], nets: readonly Cidr[]): AddressForm {
+export function addressForm(family: Family, sources: readonly MemberCounts[], nets: readonly Cidr[]): AddressForm {
   const interval = nets.some((net) => !isHost(net)) ||
-    sources.some((counts) => shortLengths(counts, family).length > 0);
+    sources.some((counts) => counts[family].short.size > 0);
   if (interval) return { interval, capacity: undefined };
-  const count = sources.reduce((sum, counts) => sum + counts[family][familyBits(family)]!, nets.length);
+  const count = sources.reduce((sum, counts) => sum + counts[family].hosts, nets.length);
   if (count < SIZED_FROM) return { interval, capacity: undefined };
   let capacity = SIZED_FROM * SIZE_STEP;
   while (capacity <= count) capacity *= SIZE_STEP;

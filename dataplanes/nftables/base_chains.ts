@@ -5,19 +5,12 @@
 import { type Address, type Cidr, cidrFamily, type Family, parseAddress } from "../../src/model/address.ts";
 import type { DesiredHostEndpoint, DesiredState, PolicyList, ProtocolPort } from "../../src/model/desired.ts";
 import { digest } from "../../src/model/digest.ts";
+import type { Direction } from "../../src/model/rule.ts";
 import { addressForm, maximalNets } from "./address_elements.ts";
-import {
-  ACCEPT,
-  type AddressSetUse,
-  DROP,
-  type Endings,
-  FILTER_ENDINGS,
-  goto,
-  isFamily,
-  isProtocol,
-  netSetName,
-  verdict,
-} from "./compile.ts";
+import { FILTER_ENDINGS } from "./compile.ts";
+import { ACCEPT, DROP, goto, isFamily, isProtocol, jump, verdict } from "./expressions.ts";
+import { type AddressSetUse, type Endings, netSetName } from "./output.ts";
+import { PROTOCOLS } from "../../src/model/ports.ts";
 import { portBytes } from "./ports.ts";
 import {
   type ElementKey,
@@ -37,6 +30,17 @@ export interface RenderOptions {
   readonly logGroup: number;
   /** One bit of the packet mark: policy before tracking or DNAT has allowed the packet at its host endpoint. */
   readonly passedMark: number;
+  /** How flows that policy denies by now are cut; absent: nothing is. */
+  readonly cut?: CutOptions;
+  /** Absent: `flat`. `linear`: lists rule by rule, as they are written. */
+  readonly shape?: "flat" | "linear";
+}
+
+export interface CutOptions {
+  /** One bit of the connection mark: no packet of a flow that carries it passes. */
+  readonly mark: number;
+  /** Senders of cut TCP flows are told by a reset. */
+  readonly resets: boolean;
 }
 
 /** Interfaces with this prefix are pods', known or not: architecture.md, "Names that the kernel sees". */
@@ -73,6 +77,18 @@ const CT_STATE = {
   untracked: "\x40\0\0\0",
 } as const;
 
+/** Established and related flows are through: of every packet asked first, so by the cheapest means there is. */
+const THROUGH: Rule = [
+  ctState(),
+  { op: "bitwise", sreg: 0, dreg: 0, mask: "\x06\0\0\0", xor: "\0\0\0\0" },
+  { op: "cmp", sreg: 0, is: "neq", data: "\0\0\0\0" },
+  verdict(ACCEPT),
+];
+const isState = (state: keyof typeof CT_STATE): readonly Expression[] => [
+  ctState(),
+  { op: "cmp", sreg: 0, is: "eq", data: CT_STATE[state] },
+];
+
 /** A 32-bit number as registers hold it: host byte order. */
 const hostWord = (value: number): string =>
   String.fromCharCode(value & 0xff, value >>> 8 & 0xff, value >>> 16 & 0xff, value >>> 24);
@@ -93,10 +109,11 @@ export class BaseChains {
   constructor(
     readonly state: Pick<DesiredState, "hostEndpoints" | "failsafe" | "masquerade">,
     readonly options: RenderOptions,
-    readonly compile: (list: PolicyList, endings: Endings) => string,
+    readonly compile: (list: PolicyList, direction: Direction, endings: Endings) => string,
   ) {
     const hosts = this.hostInterfaces();
     this.states();
+    this.cut(hosts);
     this.rawPrerouting(hosts);
     this.preDnat(hosts);
     this.input(hosts);
@@ -105,8 +122,8 @@ export class BaseChains {
     this.masquerade();
   }
 
-  private list(list: PolicyList, endings: Endings = FILTER_ENDINGS): Verdict {
-    return goto(this.compile(list, endings));
+  private list(list: PolicyList, direction: Direction, endings: Endings = FILTER_ENDINGS): Verdict {
+    return goto(this.compile(list, direction, endings));
   }
 
   private chain(rules: readonly Rule[]): Verdict {
@@ -125,20 +142,8 @@ export class BaseChains {
     this.chains.set(name, { base: { type, hook, priority, policy: "accept" }, rules });
   }
 
-  /** Established and related flows are through; invalid packets of workloads are not; neighbour discovery always is. */
+  /** Established and related flows are through; invalid packets of workloads are not. */
   private states(): void {
-    const map = (name: string, invalid: string, neighbours: string) =>
-      this.sets.set(
-        name,
-        tableSet(["ct_state"], [
-          [CT_STATE.invalid, { kind: "jump", chain: invalid }],
-          [CT_STATE.established, ACCEPT],
-          [CT_STATE.related, ACCEPT],
-          [CT_STATE.untracked, { kind: "jump", chain: neighbours }],
-        ], { map: true }),
-      );
-    map("state-forward", "invalid-forward", "neighbours");
-    map("state-input", "invalid-input", "neighbours-input");
     const fromPod: readonly Rule[] = [
       [iifname(), lookup("workloads"), verdict(DROP)],
       [...isPod(iifname()), verdict(DROP)],
@@ -149,11 +154,41 @@ export class BaseChains {
     ];
     this.chains.set("invalid-forward", { rules: [...fromPod, ...toPod] });
     this.chains.set("invalid-input", { rules: fromPod });
-    // RFC 4861, RFC 2710: the kernel leaves them untracked.
-    const neighbour: Rule = [...isFamily(6), ...isProtocol(58), ...icmpv6Type("\x82", "\x88"), verdict(ACCEPT)];
-    this.chains.set("neighbours", { rules: [neighbour] });
-    // In `input` host endpoints come after workloads, and theirs is not exempt.
-    this.chains.set("neighbours-input", { rules: [[iifname(), lookup("workloads"), ...neighbour]] });
+    this.chains.set("neighbours", { rules: [[iifname(), lookup("workloads"), ...NEIGHBOUR_DISCOVERY]] });
+  }
+
+  /** Where the packets of cut flows end. */
+  private cut(hosts: HostInterfaces): void {
+    const { cut } = this.options;
+    if (cut === undefined) return;
+    const end = goto("cut-end");
+    const reset: readonly Rule[] = cut.resets ? [[...isProtocol(PROTOCOLS.TCP), { op: "tcpReset" }]] : [];
+    this.chains.set("cut-end", { rules: [...reset, [verdict(DROP)]] });
+    // Strangers' flows may carry any mark.
+    const ours: readonly Rule[] = [iifname(), oifname()].flatMap((load) => [
+      [load, lookup("workloads"), verdict(end)],
+      [...isPod(load), verdict(end)],
+    ]);
+    this.chains.set("cut", { rules: hosts.any ? [[verdict(end)]] : ours });
+  }
+
+  /**
+   * Before what lets established flows through. `only`: a state; where the node itself sends and receives, the resets that
+   * it makes (related, not established) must pass.
+   */
+  private cutFlows(only?: string): readonly Rule[] {
+    const { cut } = this.options;
+    if (cut === undefined) return [];
+    const state: readonly Expression[] = only === undefined
+      ? []
+      : [ctState(), { op: "cmp", sreg: 0, is: "eq", data: only }];
+    return [[
+      { op: "ct", key: "mark", dreg: 0 },
+      { op: "bitwise", sreg: 0, dreg: 0, mask: hostWord(cut.mark), xor: hostWord(0) },
+      { op: "cmp", sreg: 0, is: "neq", data: hostWord(0) },
+      ...state,
+      verdict({ kind: "jump", chain: "cut" }),
+    ]];
   }
 
   private rawPrerouting(hosts: HostInterfaces): void {
@@ -162,6 +197,8 @@ export class BaseChains {
       ...isProtocol(58),
       { op: "payload", base: "transport", offset: 0, length: 1, dreg: 0 },
       lookup("unspoofable-types"),
+      iifname(),
+      lookup("workloads"),
     ];
     // 130 … 136 and MLDv2 reports (RFC 3810), which a pod sends from its link-local or from no address.
     this.sets.set(
@@ -191,9 +228,10 @@ export class BaseChains {
         [verdict(DROP)],
       ],
     });
+    // By name where that says it: a comparison costs less than a lookup, and this is asked of every packet.
     const rules: Rule[] = [
+      [...isPod(iifname()), verdict(goto("source-check"))],
       [iifname(), lookup("workloads"), verdict(goto("source-check"))],
-      [...isPod(iifname()), verdict(DROP)],
     ];
     this.untracked(hosts, "ingress", rules);
     this.base("raw-prerouting", "prerouting", -300, rules);
@@ -202,13 +240,16 @@ export class BaseChains {
   private forward(hosts: HostInterfaces): void {
     const own: Rule = [iifname(), oifname(4), lookup("self"), verdict(ACCEPT)];
     this.base("forward-from", "forward", -1, [
-      [ctState(), vmap("state-forward")],
+      ...this.cutFlows(),
+      THROUGH,
+      [...isState("invalid"), verdict(jump("invalid-forward"))],
       own,
       [iifname(), vmap("from-workload")],
       [...isPod(iifname()), verdict(DROP)],
     ]);
     this.base("forward-to", "forward", 0, [
-      [ctState(), vmap("state-forward")],
+      THROUGH,
+      [...isState("invalid"), verdict(jump("invalid-forward"))],
       own,
       [oifname(), vmap("to-workload")],
       [...isPod(oifname()), verdict(DROP)],
@@ -219,7 +260,7 @@ export class BaseChains {
       -2,
       "ingress",
       hosts,
-      (endpoint) => endpoint.forwardIngress && this.hostList(endpoint.forwardIngress),
+      (endpoint) => endpoint.forwardIngress && this.hostList(endpoint.forwardIngress, "ingress"),
     );
     this.hostChain(
       "host-forward-out",
@@ -227,13 +268,17 @@ export class BaseChains {
       1,
       "egress",
       hosts,
-      (endpoint) => endpoint.forwardEgress && this.hostList(endpoint.forwardEgress),
+      (endpoint) => endpoint.forwardEgress && this.hostList(endpoint.forwardEgress, "egress"),
     );
   }
 
   private input(hosts: HostInterfaces): void {
     const rules: Rule[] = [
-      [ctState(), vmap("state-input")],
+      ...this.cutFlows(CT_STATE.established),
+      THROUGH,
+      [...isState("invalid"), verdict(jump("invalid-input"))],
+      // The kernel tracks no neighbour discovery. What is forwarded is none, whatever its type says: neighbours share a link.
+      [...isState("untracked"), verdict(jump("neighbours"))],
       [iifname(), vmap("from-workload")],
       [...isPod(iifname()), verdict(DROP)],
     ];
@@ -241,27 +286,37 @@ export class BaseChains {
       const failsafe = this.failsafe("inbound");
       rules.push(...this.passed(hosts, "ingress"));
       rules.push(
-        ...this.hostDispatch("host-input", "ingress", hosts, (endpoint) => this.hostList(endpoint.ingress, [failsafe])),
+        ...this.hostDispatch(
+          "host-input",
+          "ingress",
+          hosts,
+          (endpoint) => this.hostList(endpoint.ingress, "ingress", [failsafe, NEIGHBOUR_DISCOVERY]),
+        ),
       );
     }
     this.base("input", "input", 0, rules);
   }
 
   private output(hosts: HostInterfaces): void {
-    if (!hosts.any) return;
+    const cut = this.cutFlows(CT_STATE.established);
+    if (!hosts.any) {
+      // What a process of the node says on a flow that a pod began.
+      if (cut.length > 0) this.base("output", "output", 0, cut);
+      return;
+    }
     const failsafe = this.failsafe("outbound");
     const rules: Rule[] = [
-      [ctState(), vmap("state-host")],
+      ...cut,
+      THROUGH,
       ...this.passed(hosts, "egress"),
       ...this.hostDispatch(
         "host-output",
         "egress",
         hosts,
-        (endpoint) => this.hostList(endpoint.egress, [failsafe]),
+        (endpoint) => this.hostList(endpoint.egress, "egress", [failsafe, NEIGHBOUR_DISCOVERY]),
         true,
       ),
     ];
-    this.stateHost();
     this.base("output", "output", 0, rules);
     const raw: Rule[] = [];
     this.untracked(hosts, "egress", raw);
@@ -298,20 +353,10 @@ export class BaseChains {
     return { named: sorted, star, any: star !== undefined || sorted.size > 0 };
   }
 
-  private stateHost(): void {
-    this.sets.set(
-      "state-host",
-      tableSet(["ct_state"], [
-        [CT_STATE.established, ACCEPT],
-        [CT_STATE.related, ACCEPT],
-      ], { map: true }),
-    );
-  }
-
-  /** A list behind what host endpoints have before it: invalid packets drop, failsafe ports are open. */
-  private hostList(list: PolicyList, before: readonly Rule[] = []): Verdict {
+  /** A list behind what host endpoints have before it: invalid packets drop, failsafe ports are open, and neighbours are found. */
+  private hostList(list: PolicyList, direction: Direction, before: readonly Rule[] = []): Verdict {
     const invalid: Rule = [ctState(), { op: "cmp", sreg: 0, is: "eq", data: CT_STATE.invalid }, verdict(DROP)];
-    return this.chain([invalid, ...before, [verdict(this.list(list))]]);
+    return this.chain([invalid, ...before, [verdict(this.list(list, direction))]]);
   }
 
   /** Whether some host endpoint has policy before connection tracking or DNAT: it then marks what it allows. */
@@ -386,9 +431,8 @@ export class BaseChains {
   ): void {
     const rules = this.hostDispatch(name, direction, hosts, judge);
     if (rules.length === 0) return;
-    this.stateHost();
     const passed = direction === "ingress" ? this.passed(hosts, direction) : [];
-    this.base(name, hook, priority, [[ctState(), vmap("state-host")], ...passed, ...rules]);
+    this.base(name, hook, priority, [THROUGH, ...passed, ...rules]);
   }
 
   private preDnat(hosts: HostInterfaces): void {
@@ -404,7 +448,9 @@ export class BaseChains {
       -150,
       "ingress",
       hosts,
-      (endpoint) => endpoint.preDnat && this.chain([failsafe, [verdict(this.list(endpoint.preDnat, endings))]]),
+      (endpoint) =>
+        endpoint.preDnat &&
+        this.chain([failsafe, NEIGHBOUR_DISCOVERY, [verdict(this.list(endpoint.preDnat, "ingress", endings))]]),
     );
   }
 
@@ -430,7 +476,9 @@ export class BaseChains {
       hosts,
       (endpoint) => {
         const list = listOf(endpoint);
-        return list === undefined ? undefined : this.chain([...failsafe, [verdict(this.list(list, endings))]]);
+        return list === undefined
+          ? undefined
+          : this.chain([...failsafe, NEIGHBOUR_DISCOVERY, [verdict(this.list(list, direction, endings))]]);
       },
       direction === "egress",
     ));
@@ -475,7 +523,7 @@ export class BaseChains {
   private netSet(family: Family, nets: readonly Cidr[]): string {
     const form = addressForm(family, [], nets);
     const name = netSetName(family, [], nets, form);
-    this.addressSets.set(name, { kind: "net", family, ids: [], nets, form });
+    this.addressSets.set(name, { family, ids: [], nets, form });
     return name;
   }
 }
@@ -488,7 +536,11 @@ interface HostInterfaces {
   readonly any: boolean;
 }
 
-const icmpv6Type = (from: string, to: string): readonly Expression[] => [
+/** Types 130 to 136: RFC 2710 and RFC 4861. A link without them has no IPv6, whatever ports are open. */
+const NEIGHBOUR_DISCOVERY: Rule = [
+  ...isFamily(6),
+  ...isProtocol(PROTOCOLS.ICMPv6),
   { op: "payload", base: "transport", offset: 0, length: 1, dreg: 0 },
-  { op: "range", sreg: 0, is: "eq", from, to },
+  { op: "range", sreg: 0, is: "eq", from: "\x82", to: "\x88" },
+  verdict(ACCEPT),
 ];

@@ -34,19 +34,34 @@ export interface Alternative {
   readonly ports?: readonly PortRange[];
   /** Everything else, in canonical order. */
   readonly tests: readonly Test[];
+  /** Equal for equal tests. */
+  readonly testsText: string;
 }
 
 export const PORT_PROTOCOLS = [PROTOCOLS.TCP, PROTOCOLS.UDP, PROTOCOLS.SCTP, PROTOCOLS.UDPLite] as const;
 export const icmpProtocol = (family: Family): number => family === 4 ? PROTOCOLS.ICMP : PROTOCOLS.ICMPv6;
 
 export const testText = (test: Test): string => JSON.stringify(test);
-export const alternativeText = (one: Alternative): string =>
-  JSON.stringify([one.protocol ?? null, one.ports ?? null, one.tests]);
+/** Equal for alternatives that differ in destination ports at most. */
+export const textBesidesPorts = (one: Alternative): string =>
+  `${one.protocol ?? "any"} ${one.ports === undefined ? "" : "ports"} ${one.testsText}`;
 export const matchesAll = (one: Alternative): boolean =>
   one.protocol === undefined && one.ports === undefined && one.tests.length === 0;
 
+/** What was found for each rule: rules outlive the lists they are in. */
+const known: Readonly<Record<Family, WeakMap<PolicyRule, readonly Alternative[]>>> = {
+  4: new WeakMap(),
+  6: new WeakMap(),
+};
+
 /** Empty: the rule matches nothing in this family. */
 export function alternativesOf(rule: PolicyRule, family: Family): readonly Alternative[] {
+  let found = known[family].get(rule);
+  if (found === undefined) known[family].set(rule, found = findAlternatives(rule, family));
+  return found;
+}
+
+function findAlternatives(rule: PolicyRule, family: Family): readonly Alternative[] {
   if (rule.family !== undefined && rule.family !== family) return [];
   const addresses = [
     ...addressTests(rule.source, "source", family),
@@ -58,21 +73,18 @@ export function alternativesOf(rule: PolicyRule, family: Family): readonly Alter
   for (const { protocol, tests } of protocolVariants(rule, family)) {
     const portTests = portVariants(rule, protocol);
     for (const { ports, tests: more } of portTests) {
-      const all = canonical([...fixed, ...tests, ...more]);
+      const byText = new Map([...fixed, ...tests, ...more].map((test) => [testText(test), test]));
+      const texts = [...byText.keys()].sort();
       alternatives.push({
         ...(typeof protocol === "number" ? { protocol } : {}),
         ...(ports === undefined ? {} : { ports }),
-        tests: all,
+        tests: texts.map((text) => byText.get(text)!),
+        testsText: texts.join(),
       });
     }
   }
   return alternatives;
 }
-
-const canonical = (tests: readonly Test[]): readonly Test[] => {
-  const byText = new Map(tests.map((test) => [testText(test), test]));
-  return [...byText.keys()].sort().map((text) => byText.get(text)!);
-};
 
 // -------------------------------------------------------------------------------------------------------------- protocol
 

@@ -3,14 +3,19 @@ import { ConfigError } from "../../src/sdk/errors.ts";
 export interface NftablesConfig {
   /** NFLOG group that `Log` rules write to. */
   readonly logGroup: number;
-  /** Bits of the packet mark that are ours; the lowest one is used. */
+  /** Bits of the packet mark and the connection mark that are ours: of the former the lowest is used, of the latter the next. */
   readonly markMask: number;
+  /** `linear`: every rule by itself, in order; a packet's cost grows with the list. To compare with, and to look for faults. */
+  readonly form: "flat" | "linear";
 }
 
-const DEFAULTS: NftablesConfig = { logGroup: 86, markMask: 0xffff0000 };
+const DEFAULTS: NftablesConfig = { logGroup: 86, markMask: 0xffff0000, form: "flat" };
+const FORMS = ["flat", "linear"] as const;
 
 /** The lowest bit of the mask. */
 export const lowestBit = (mask: number): number => (mask & -mask) >>> 0;
+/** The bit after it, 0 where there is none: not the same one, or who copies the one mark into the other would cut flows. */
+export const secondBit = (mask: number): number => lowestBit((mask & mask - 1) >>> 0);
 
 /** @throws {ConfigError} naming the key path */
 export function parseConfig(raw: unknown): NftablesConfig {
@@ -19,7 +24,7 @@ export function parseConfig(raw: unknown): NftablesConfig {
     throw new ConfigError("dataplane.config", JSON.stringify(raw), "a mapping");
   }
   const given = raw as Record<string, unknown>;
-  const number = (key: keyof NftablesConfig, low: number, high: number): number => {
+  const number = (key: "logGroup" | "markMask", low: number, high: number): number => {
     const value = given[key];
     if (value === undefined) return DEFAULTS[key];
     if (typeof value !== "number" || !Number.isInteger(value) || value < low || value > high) {
@@ -32,5 +37,9 @@ export function parseConfig(raw: unknown): NftablesConfig {
       throw new ConfigError(`dataplane.config.${key}`, "an unknown key", `one of ${Object.keys(DEFAULTS).join(", ")}`);
     }
   }
-  return { logGroup: number("logGroup", 1, 0xffff), markMask: number("markMask", 1, 0xffffffff) };
+  const form = FORMS.find((form) => form === (given.form ?? DEFAULTS.form));
+  if (form === undefined) {
+    throw new ConfigError("dataplane.config.form", JSON.stringify(given.form), `one of ${FORMS.join(", ")}`);
+  }
+  return { logGroup: number("logGroup", 1, 0xffff), markMask: number("markMask", 1, 0xffffffff), form };
 }

@@ -46,14 +46,42 @@ export const TABLE: TableName = { family: ProtocolFamily.Inet, table: "manx" };
 export function diff(before: Ruleset | undefined, after: Ruleset, table = TABLE): readonly NetlinkMessage[] {
   if (before === undefined) return [newTable(table), ...diff(EMPTY, after, table)];
   const sets = [...after.sets.changesSince(before.sets)], chains = [...after.chains.changesSince(before.chains)];
-  // A set of another form or a base chain elsewhere under a name of ours: nobody but a stranger makes these.
-  const strange =
-    sets.some(({ before, after }) => before !== undefined && after !== undefined && !sameForm(before, after)) ||
-    chains.some(({ before, after }) =>
-      before !== undefined && after !== undefined && !sameBase(before.base, after.base)
-    );
-  return strange ? [deleteTable(table), ...diff(undefined, after, table)] : changes(sets, chains, table);
+  return isStrange(sets, chains)
+    ? [deleteTable(table), ...diff(undefined, after, table)]
+    : changes(sets, chains, table);
 }
+
+/**
+ * The same as one transaction or two. A new set of intervals looks empty to the packet path until the kernel has come to the end of the
+ * commit that brings it, which takes most of a second where it has 50,000 members; rules of the same commit ask it from its beginning on, and
+ * what they deny by it would pass. So where there are such sets, all that is new and that no packet's way leads to yet goes first.
+ */
+export function transactions(
+  before: Ruleset | undefined,
+  after: Ruleset,
+  table = TABLE,
+): readonly (readonly NetlinkMessage[])[] {
+  const from = before ?? EMPTY;
+  const sets = [...after.sets.changesSince(from.sets)], chains = [...after.chains.changesSince(from.chains)];
+  const isSlow = ({ before, after }: MapChange<string, NftSet>) => before === undefined && after?.interval === true;
+  const whole = isStrange(sets, chains) || !sets.some(isSlow);
+  if (whole) return [diff(before, after, table)].filter((messages) => messages.length > 0);
+  const isNewSet = ({ before }: MapChange<string, NftSet>) => before === undefined;
+  const isNewChain = ({ before, after }: MapChange<string, NftChain>) =>
+    before === undefined && after?.base === undefined;
+  const first = changes(sets.filter(isNewSet), chains.filter(isNewChain), table);
+  const then = changes(
+    sets.filter((change) => !isNewSet(change)),
+    chains.filter((change) => !isNewChain(change)),
+    table,
+  );
+  return [before === undefined ? [newTable(table), ...first] : first, then].filter((messages) => messages.length > 0);
+}
+
+/** A set of another form or a base chain elsewhere under a name of ours: nobody but a stranger makes these. */
+const isStrange = (sets: readonly MapChange<string, NftSet>[], chains: readonly MapChange<string, NftChain>[]) =>
+  sets.some(({ before, after }) => before !== undefined && after !== undefined && !sameForm(before, after)) ||
+  chains.some(({ before, after }) => before !== undefined && after !== undefined && !sameBase(before.base, after.base));
 
 const EMPTY: Ruleset = { sets: persistentMap(), chains: persistentMap() };
 
@@ -110,6 +138,9 @@ const wireRule = (rule: Rule) => rule.map(expressionToWire);
 
 function createSet(table: TableName, name: string, set: NftSet, id: number): NetlinkMessage {
   const flags = (set.interval ? SetFlag.Interval : 0) | (set.map ? SetFlag.Map : 0);
+  const data = set.data === undefined
+    ? { dataType: DATA_TYPE_VERDICT, dataLength: 0 }
+    : { dataType: keyType(set.data), dataLength: keyLength(set.data) };
   const concatenated = set.fields.length > 1;
   return newSet(table, {
     name,
@@ -117,9 +148,9 @@ function createSet(table: TableName, name: string, set: NftSet, id: number): Net
     keyType: keyType(set.fields),
     keyLength: keyLength(set.fields),
     fieldLengths: concatenated && set.interval ? set.fields.map((field) => KEY_FIELDS[field].length) : undefined,
-    dataType: set.map ? DATA_TYPE_VERDICT : undefined,
-    dataLength: set.map ? 0 : undefined,
+    ...set.map ? data : {},
     size: set.capacity,
+    counted: set.counted,
     userdata: keyByteOrder(set.fields),
   }, id);
 }
@@ -135,18 +166,22 @@ const keyByteOrder = (fields: readonly KeyField[]): Uint8Array | undefined =>
 
 /** An interval of a single field is two elements: its first key, and the key after its last as an end. */
 function put(set: NftSet, key: ElementKey, value: ElementValue, into: ElementMessages): void {
-  const verdict = value === true ? undefined : value;
+  if (set.counted && typeof value === "string") {
+    into.add(key, undefined, undefined, undefined, value);
+    return;
+  }
+  const given = value === true ? undefined : value;
   if (!set.interval) {
-    into.add(key, verdict);
+    into.add(key, given);
     return;
   }
   const length = key.length / 2;
   const first = key.slice(0, length), last = key.slice(length);
   if (set.fields.length > 1) {
-    into.add(first, verdict, last);
+    into.add(first, given, last);
     return;
   }
-  into.add(first, verdict);
+  into.add(first, given);
   const end = keyAfter(last);
   if (end !== undefined) into.add(end, undefined, undefined, ElementFlag.IntervalEnd);
 }

@@ -1,6 +1,6 @@
 /** The nftables dataplane: policy and masquerading as the table `inet manx`, one transaction a generation. */
-import type { DesiredState } from "../../src/model/desired.ts";
-import type { Dataplane, Report } from "../../src/sdk/dataplane.ts";
+import type { DesiredState, PolicyList } from "../../src/model/desired.ts";
+import type { Dataplane, DecisionCount, LoggedPacket, LostPackets, Report } from "../../src/sdk/dataplane.ts";
 import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
 import { definePlugin, type Host } from "../../src/sdk/plugin.ts";
 import { explainError } from "../../src/sdk/errors.ts";
@@ -12,10 +12,13 @@ import {
   SUBSYSTEM_NFTABLES,
   tableOf,
 } from "../../src/kernel/netlink/schema/nftables.ts";
-import { lowestBit, type NftablesConfig, parseConfig } from "./config.ts";
-import { diff, TABLE } from "./diff.ts";
-import { probe } from "./probe.ts";
-import { type Found, readGeneration, readTable } from "./read.ts";
+import { lowestBit, type NftablesConfig, parseConfig, secondBit } from "./config.ts";
+import { decisionCounts } from "./counters.ts";
+import { diff, TABLE, transactions } from "./diff.ts";
+import { createPrefixResolver } from "./log_prefix.ts";
+import { readPacketLog } from "./packet_log.ts";
+import { probe, probeCut } from "./probe.ts";
+import { type Found, readCounts, readGeneration, readTable } from "./read.ts";
 import { type Rendered, Renderer } from "./render.ts";
 import type { Ruleset } from "./ruleset.ts";
 
@@ -45,6 +48,7 @@ export default definePlugin({
 });
 
 class NftablesDataplane implements Dataplane {
+  readonly cutMark: number | undefined;
   private renderer: Renderer;
   /** What the table holds as far as we know; undefined: it must be read. */
   private there: { readonly ruleset: Ruleset | undefined; readonly replace: boolean } | undefined;
@@ -54,14 +58,18 @@ class NftablesDataplane implements Dataplane {
   private othersWrote = false;
   private desired: DesiredState | undefined;
   private listener: Listener | undefined;
+  private readonly prefixes = createPrefixResolver(() => this.desired);
 
   constructor(
-    config: NftablesConfig,
+    private readonly config: NftablesConfig,
     private readonly host: Host,
     private readonly socket: NetlinkSocket,
     readonly capabilities: Dataplane["capabilities"],
   ) {
-    this.renderer = new Renderer({ logGroup: config.logGroup, passedMark: lowestBit(config.markMask) });
+    const cut = probeCut(socket, secondBit(config.markMask));
+    const { logGroup, form: shape } = config;
+    this.renderer = new Renderer({ logGroup, passedMark: lowestBit(config.markMask), cut, shape });
+    this.cutMark = cut?.mark;
   }
 
   async apply(desired: DesiredState): Promise<Report> {
@@ -103,18 +111,19 @@ class NftablesDataplane implements Dataplane {
     }
   }
 
-  /** One transaction; none where nothing differs. Returns how many messages it had. @throws {KernelError} */
+  /** One transaction, two for new sets of intervals; none where nothing differs. Returns how many messages they had. @throws {KernelError} */
   private write(desired: DesiredState, ruleset: Ruleset): number {
     const known = this.there !== undefined && this.generation !== undefined;
     const found = known ? { ...this.there!, generation: readGeneration(this.socket) } : readTable(this.socket);
     if (!known) this.othersWrote = false;
     else if (found.generation !== this.generation) this.othersWrote = true;
-    const messages = messagesFor(found, ruleset);
-    if (messages.length > 0) {
-      this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, messages, found.generation);
-    } else this.generation = found.generation;
+    const batches = batchesFor(found, ruleset);
+    this.generation = found.generation;
+    for (const messages of batches) {
+      this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, messages, this.generation);
+    }
     this.there = { ruleset, replace: false };
-    return messages.length;
+    return batches.reduce((sum, messages) => sum + messages.length, 0);
   }
 
   private send(operation: string, messages: readonly NetlinkMessage[], generation: number): void {
@@ -159,6 +168,15 @@ class NftablesDataplane implements Dataplane {
     return this.othersWrote || this.there === undefined || readGeneration(this.socket) !== this.generation;
   }
 
+  counts(list: PolicyList): Promise<readonly DecisionCount[]> {
+    const counters = this.renderer.counters(list);
+    return Promise.resolve(counters === undefined ? [] : decisionCounts(counters, readCounts(this.socket)));
+  }
+
+  logs(signal: AbortSignal): AsyncIterable<LoggedPacket | LostPackets> {
+    return readPacketLog(this.host, this.config.logGroup, this.prefixes, signal);
+  }
+
   async sweep(): Promise<Report> {
     this.there = undefined;
     this.desired = undefined;
@@ -177,8 +195,11 @@ class NftablesDataplane implements Dataplane {
   }
 }
 
-const messagesFor = (found: Pick<Found, "ruleset" | "replace">, ruleset: Ruleset): readonly NetlinkMessage[] =>
-  found.replace ? [deleteTable(TABLE), ...diff(undefined, ruleset)] : diff(found.ruleset, ruleset);
+const batchesFor = (
+  found: Pick<Found, "ruleset" | "replace">,
+  ruleset: Ruleset,
+): readonly (readonly NetlinkMessage[])[] =>
+  found.replace ? [[deleteTable(TABLE), ...diff(undefined, ruleset)]] : transactions(found.ruleset, ruleset);
 
 /** nft_base_seq counts up with each commit and leaves out 0. */
 const nextGeneration = (generation: number): number => (generation + 1) >>> 0 || 1;

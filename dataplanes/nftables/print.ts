@@ -26,7 +26,9 @@ export function printSet(name: string, set: NftSet): readonly string[] {
   const elements: string[] = [];
   set.elements.forEach((value, key) => elements.push(printElement(set, key, value)));
   elements.sort();
-  const head = `${set.map ? "map" : "set"} ${name} { ${set.fields.join(" . ")}${set.interval ? " interval" : ""} }`;
+  const data = set.data === undefined ? "" : ` : ${set.data.join(" . ")}`;
+  const more = `${set.interval ? " interval" : ""}${set.counted ? " counter" : ""}`;
+  const head = `${set.map ? "map" : "set"} ${name} { ${set.fields.join(" . ")}${data}${more} }`;
   return elements.length === 0 ? [`${head} empty`] : [head, ...elements.map((element) => `    ${element}`)];
 }
 
@@ -50,7 +52,9 @@ function printElement(set: NftSet, key: ElementKey, value: ElementValue): string
   const first = printKey(set.fields, key.slice(0, length));
   const last = set.interval ? printKey(set.fields, key.slice(length)) : first;
   const keys = first.map((field, i) => field === last[i] ? field : `${field}-${last[i]}`).join(" . ");
-  return value === true ? keys : `${keys} : ${printVerdict(value)}`;
+  if (value === true) return keys;
+  if (set.counted && typeof value === "string") return `${keys} ${JSON.stringify(value)}`;
+  return `${keys} : ${typeof value === "string" ? printKey(set.data ?? [], value).join(" . ") : printVerdict(value)}`;
 }
 
 function printKey(fields: readonly KeyField[], key: string): readonly string[] {
@@ -119,6 +123,10 @@ export function printExpression(one: Expression): string {
       return `[r${one.dreg} = r${one.sreg} & ${hex(one.mask)} ^ ${hex(one.xor)}]`;
     case "lookup":
       return `[r${one.sreg} ${one.invert ? "not in" : "in"} @${one.set}]`;
+    case "immediate":
+      return `[r${one.dreg} = ${printData(one.data)}]`;
+    case "map":
+      return `[r${one.dreg} = r${one.sreg} map @${one.set}]`;
     case "vmap":
       return `[r${one.sreg} vmap @${one.set}]`;
     case "verdict":
@@ -131,6 +139,8 @@ export function printExpression(one: Expression): string {
       return `log group ${one.group} ${JSON.stringify(one.prefix)}`;
     case "notrack":
       return "notrack";
+    case "tcpReset":
+      return "reject with tcp reset";
     case "masquerade":
       return "masquerade";
     case "other":

@@ -11,6 +11,8 @@ import {
   SUBSYSTEM_NFTABLES,
   type TableName,
 } from "../../src/kernel/netlink/schema/nftables.ts";
+import { PROTOCOLS } from "../../src/model/ports.ts";
+import type { CutOptions } from "./base_chains.ts";
 import { diff } from "./diff.ts";
 import { elementsOf, type Expression, interfaceKey, type NftChain, type NftSet, type Ruleset } from "./ruleset.ts";
 
@@ -23,13 +25,32 @@ export function probe(socket: NetlinkSocket): Dataplane["capabilities"] {
     throw new UnavailableError(
       `probe nftables: found ${
         explainError(policy)
-      }, wanted a kernel with nf_tables, its inet family, maps, intervals, conntrack, log and limit, and the right to use them`,
+      }, wanted a kernel with nf_tables, its inet family, maps, intervals, counters, conntrack, log and limit, and the right to use them`,
       { cause: policy },
     );
   }
   const aspects = new Set<Aspect>(["policy"]);
   if (refusal(socket, natRuleset) === undefined) aspects.add("nat");
   return { aspects, families: new Set<Family>([4, 6]), atomicity: "all" };
+}
+
+/** How flows can be cut by this bit of the connection mark; undefined where the kernel does not know connection marks. */
+export function probeCut(socket: NetlinkSocket, mark: number): CutOptions | undefined {
+  if (mark === 0) return undefined;
+  const works = (rules: NftChain["rules"]) =>
+    refusal(socket, {
+      sets: persistentMap(),
+      chains: persistentMap([["cut", base("filter", "forward", 0, rules)]]),
+    }) ===
+      undefined;
+  const isTcp: readonly Expression[] = [{ op: "meta", key: "l4proto", dreg: 0 }, {
+    op: "cmp",
+    sreg: 0,
+    is: "eq",
+    data: String.fromCharCode(PROTOCOLS.TCP),
+  }];
+  if (!works([[{ op: "ct", key: "mark", dreg: 0 }, ACCEPT]])) return undefined;
+  return { mark, resets: works([[...isTcp, { op: "tcpReset" }]]) };
 }
 
 /** Why the kernel would not take the ruleset; undefined where it would. */
@@ -83,6 +104,13 @@ const policyRuleset: Ruleset = {
       map: true,
       elements: elementsOf([["\x06\0\0\0\x00\x01\0\0" + "\x06\0\0\0\x00\x09\0\0", { kind: "drop" }]]),
     }],
+    ["counts", {
+      fields: ["ipv6_addr"],
+      interval: false,
+      map: false,
+      counted: true,
+      elements: elementsOf([["\x01".repeat(16), "probe"]]),
+    }],
   ]),
   chains: persistentMap<string, NftChain>([
     ["end", {
@@ -103,6 +131,11 @@ const policyRuleset: Ruleset = {
           { op: "meta", key: "l4proto", dreg: 0 },
           { op: "payload", base: "transport", offset: 2, length: 2, dreg: 1 },
           { op: "vmap", set: "ports", sreg: 0 },
+        ],
+        [
+          { op: "immediate", dreg: 0, data: "\x01".repeat(16) },
+          { op: "lookup", set: "counts", sreg: 0, invert: false },
+          ACCEPT,
         ],
         [{ op: "meta", key: "l4proto", dreg: 0 }, { op: "range", sreg: 0, is: "eq", from: "\x01", to: "\x02" }, ACCEPT],
       ]),

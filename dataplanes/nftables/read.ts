@@ -25,6 +25,7 @@ import {
   type WireElement,
 } from "../../src/kernel/netlink/schema/nftables.ts";
 import { expressionFromWire, type Verdict } from "../../src/kernel/netlink/schema/nftables_expression.ts";
+import { type Count, COUNTING_SETS } from "./counters.ts";
 import { keyBefore, TABLE } from "./diff.ts";
 import {
   type ElementKey,
@@ -110,6 +111,23 @@ function readOnce(socket: NetlinkSocket, table: TableName): Omit<Found, "generat
   return { ruleset: { sets: persistentMap(sets), chains: persistentMap<string, NftChain>(chains) }, replace: false };
 }
 
+/** What the elements of `hits` and `counts` have counted, by key; empty where there is no table. @throws {KernelError} */
+export function readCounts(socket: NetlinkSocket, table = TABLE): ReadonlyMap<ElementKey, Count> {
+  const counts = new Map<ElementKey, Count>();
+  for (const set of COUNTING_SETS) {
+    try {
+      for (const message of socket.dump(`list elements of ${set}`, getElements(table, set))) {
+        for (const { key, counter } of parseElements(message).elements) {
+          if (counter !== undefined) counts.set(key, counter);
+        }
+      }
+    } catch (error) {
+      if (!isErrno(error, "ENOENT")) throw error;
+    }
+  }
+  return counts;
+}
+
 /** A set that no state renders to: whatever is wanted in its place differs in form. */
 const STRANGE: NftSet = { fields: [], interval: false, map: false, elements: elementsOf([]) };
 const OUR_FLAGS = SetFlag.Interval | SetFlag.Map | SetFlag.Concatenation;
@@ -120,11 +138,14 @@ function readSet(socket: NetlinkSocket, table: TableName, name: string, attribut
   const map = (flags & SetFlag.Map) !== 0;
   const interval = (flags & SetFlag.Interval) !== 0;
   const concatenated = (flags & SetFlag.Concatenation) !== 0;
+  const verdicts = attributes.dataType === DATA_TYPE_VERDICT;
+  const data = map && !verdicts ? fieldsOfKeyType(attributes.dataType ?? 0) : undefined;
+  const counted = attributes.expression?.name === "counter" ? true : undefined;
   if (
     fields === undefined || (flags & ~OUR_FLAGS) !== 0 || keyLength(fields) !== attributes.keyLength ||
-    map !== (attributes.dataType === DATA_TYPE_VERDICT) || concatenated !== (interval && fields.length > 1) ||
-    attributes.timeout !== undefined || attributes.expression !== undefined ||
-    attributes.expressions !== undefined
+    (map ? !verdicts && (data === undefined || keyLength(data) !== attributes.dataLength) : verdicts) ||
+    concatenated !== (interval && fields.length > 1) || attributes.timeout !== undefined ||
+    (attributes.expression !== undefined) !== (counted === true) || attributes.expressions !== undefined
   ) return STRANGE;
   const elements: WireElement[] = [];
   for (const message of socket.dump(`list elements of ${name}`, getElements(table, name))) {
@@ -132,18 +153,28 @@ function readSet(socket: NetlinkSocket, table: TableName, name: string, attribut
   }
   const entries = interval && !concatenated
     ? intervals(elements)
-    : elements.map((one) => [one.key + (interval ? one.keyEnd ?? one.key : ""), valueOf(one, map)] as const);
-  return { fields, interval, map, capacity: attributes.description?.size, elements: elementsOf(entries) };
+    : elements.map((one) => [one.key + (interval ? one.keyEnd ?? one.key : ""), valueOf(one, map, counted)] as const);
+  const capacity = attributes.description?.size;
+  return {
+    fields,
+    interval,
+    map,
+    capacity,
+    elements: elementsOf(entries),
+    ...data === undefined ? {} : { data },
+    ...counted === undefined ? {} : { counted },
+  };
 }
 
 const UNLIKE: Verdict = { kind: "other", code: 0 };
 
-function valueOf(one: WireElement, map: boolean): ElementValue {
+function valueOf(one: WireElement, map: boolean, counted?: true): ElementValue {
   if (
-    one.more || one.data !== undefined || map !== (one.verdict !== undefined) ||
-    ((one.flags ?? 0) & ElementFlag.CatchAll) !== 0
+    one.more || (one.comment !== undefined) !== (counted === true) ||
+    (one.counter !== undefined) !== (counted === true) ||
+    map !== ((one.verdict ?? one.data) !== undefined) || ((one.flags ?? 0) & ElementFlag.CatchAll) !== 0
   ) return UNLIKE;
-  return one.verdict ?? true;
+  return one.verdict ?? one.data ?? one.comment ?? true;
 }
 
 /** Starts and ends of a red-black tree set, paired. */

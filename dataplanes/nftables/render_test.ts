@@ -132,7 +132,7 @@ test("a pod sends from its own addresses only", () =>
   `,
   ));
 
-test("neighbour discovery of a pod never meets policy", () =>
+test("neighbour discovery between a pod and its node never meets policy; what is forwarded is none", () =>
   check(
     state({ workloads: [workload("a", "mxa", ["fd00::1"], { egress: CLOSED, ingress: CLOSED })] }),
     `
@@ -140,8 +140,8 @@ test("neighbour discovery of a pod never meets policy", () =>
     mxa > -: fd00::1 > fe80::1 icmpv6 130 untracked = accept
     mxa > -: fd00::1 > fe80::1 icmpv6 137 untracked = drop
     mxa > -: fd00::1 > fe80::1 icmpv6 128 = drop
-    mxa > eth0: fd00::1 > fd00::9 icmpv6 135 untracked = accept
-    eth0 > mxa: fd00::9 > fd00::1 icmpv6 135 untracked = accept
+    mxa > eth0: fd00::1 > fd00::9 icmpv6 135 untracked = drop
+    eth0 > mxa: fd00::9 > fd00::1 icmpv6 135 untracked = drop
   `,
   ));
 

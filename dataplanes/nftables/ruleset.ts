@@ -43,8 +43,12 @@ export interface NftSet {
   readonly fields: readonly KeyField[];
   /** Keys are ranges: an `ElementKey` is the first key and the last, both inclusive. */
   readonly interval: boolean;
-  /** Values are verdicts; otherwise `true`. */
+  /** Values are verdicts, or data where `data` says so; otherwise `true`. */
   readonly map: boolean;
+  /** What the values of a map of data are made of. */
+  readonly data?: readonly KeyField[];
+  /** Each element counts the packets whose lookup finds it, and its value says which. What it has counted is no part of it. */
+  readonly counted?: true;
   /** The most elements it can ever have (NFTA_SET_DESC_SIZE); absent: no bound. */
   readonly capacity?: number;
   readonly elements: Elements;
@@ -52,7 +56,8 @@ export interface NftSet {
 
 /** The packed key; of an interval set the first and the last one after each other. */
 export type ElementKey = string;
-export type ElementValue = true | Verdict;
+/** A string is packed data, or the comment of an element that counts. */
+export type ElementValue = true | Verdict | string;
 
 export interface ElementChange {
   readonly key: ElementKey;
@@ -104,7 +109,7 @@ export class TrieElements implements Elements {
 
   changesSince(previous: Elements): Iterable<ElementChange> | undefined {
     if (!(previous instanceof TrieElements)) return undefined;
-    return [...this.entries.changesSince(previous.entries)].filter(({ before, after }) => !sameVerdict(before, after));
+    return [...this.entries.changesSince(previous.entries)].filter(({ before, after }) => !sameValue(before, after));
   }
 }
 
@@ -113,9 +118,9 @@ export function elementsOf(entries: Iterable<readonly [ElementKey, ElementValue]
   return new Map(entries);
 }
 
-export function sameVerdict(a: ElementValue | undefined, b: ElementValue | undefined): boolean {
+export function sameValue(a: ElementValue | undefined, b: ElementValue | undefined): boolean {
   if (a === b) return true;
-  if (a === undefined || b === undefined || a === true || b === true || a.kind !== b.kind) return false;
+  if (typeof a !== "object" || typeof b !== "object" || a.kind !== b.kind) return false;
   return "chain" in a ? a.chain === (b as typeof a).chain : a.kind !== "other" || a.code === (b as typeof a).code;
 }
 
@@ -132,7 +137,7 @@ export function* elementChanges(before: Elements, after: Elements): Iterable<Ele
   const changed: ElementChange[] = [];
   after.forEach((value, key) => {
     const was = old.get(key);
-    if (!sameVerdict(was, value)) changed.push({ key, before: was, after: value });
+    if (!sameValue(was, value)) changed.push({ key, before: was, after: value });
     old.delete(key);
   });
   yield* changed;
@@ -152,5 +157,8 @@ export const sameBase = (a: BaseChain | undefined, b: BaseChain | undefined): bo
 
 /** Whether a set of that form can hold the elements of the other. */
 export const sameForm = (a: NftSet, b: NftSet): boolean =>
-  a.interval === b.interval && a.map === b.map && a.capacity === b.capacity && a.fields.length === b.fields.length &&
-  a.fields.every((field, i) => field === b.fields[i]);
+  a.interval === b.interval && a.map === b.map && a.capacity === b.capacity && a.counted === b.counted &&
+  sameFields(a.fields, b.fields) && sameFields(a.data ?? [], b.data ?? []);
+
+const sameFields = (a: readonly KeyField[], b: readonly KeyField[]): boolean =>
+  a.length === b.length && a.every((field, i) => field === b[i]);

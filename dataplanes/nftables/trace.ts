@@ -34,6 +34,8 @@ export interface TracedPacket {
   readonly outInterface?: string;
   readonly state: "new" | "established" | "related" | "invalid" | "untracked";
   readonly mark?: number;
+  /** Of its flow; absent: 0. */
+  readonly flowMark?: number;
 }
 
 export interface TraceStep {
@@ -52,6 +54,8 @@ export interface Trace {
   readonly tracked: boolean;
   readonly masqueraded: boolean;
   readonly logged: readonly string[];
+  /** Keys of the elements that have counted the packet. */
+  readonly counted: readonly string[];
 }
 
 /** The rule uses something that has no known meaning here. */
@@ -70,8 +74,8 @@ export function traceHook(ruleset: Ruleset, hook: Hook, packet: TracedPacket): T
     verdict = ended === "fell" ? chain.base!.policy : ended;
     if (verdict === "drop") break;
   }
-  const { steps, mark, tracked, masqueraded, logged } = walk;
-  return { verdict, steps, mark, tracked, masqueraded, logged };
+  const { steps, mark, tracked, masqueraded, logged, counted } = walk;
+  return { verdict, steps, mark, tracked, masqueraded, logged, counted };
 }
 
 /** The first packet of a flow on its way through the node. */
@@ -114,8 +118,14 @@ export function tracePath(ruleset: Ruleset, path: TracedPath): readonly (Trace &
 }
 
 /** A chain by itself; `fell` = its end was reached, or it returned. @throws {TraceError} */
-export function traceChain(ruleset: Ruleset, chain: string, packet: TracedPacket): "accept" | "drop" | "fell" {
-  return new Walk(ruleset, packet).chain(chain, 0);
+export function traceChain(
+  ruleset: Ruleset,
+  chain: string,
+  packet: TracedPacket,
+): Pick<Trace, "steps" | "logged" | "counted"> & { readonly verdict: "accept" | "drop" | "fell" } {
+  const walk = new Walk(ruleset, packet);
+  const verdict = walk.chain(chain, 0);
+  return { verdict, steps: walk.steps, logged: walk.logged, counted: walk.counted };
 }
 
 /** NFT_JUMP_STACK_SIZE of include/net/netfilter/nf_tables.h. */
@@ -124,6 +134,7 @@ const DEPTH_MAX = 16;
 class Walk {
   readonly steps: TraceStep[] = [];
   readonly logged: string[] = [];
+  readonly counted: string[] = [];
   mark: number;
   tracked: boolean;
   masqueraded = false;
@@ -201,8 +212,11 @@ class Walk {
           break;
         }
         case "ct":
-          if (one.key !== "state") throw new TraceError(`trace: found ct ${one.key}, wanted ct state`);
-          put(one.dreg, CT_STATES[this.tracked ? this.packet.state : "untracked"]);
+          if (one.key === "state") put(one.dreg, CT_STATES[this.tracked ? this.packet.state : "untracked"]);
+          else if (one.key !== "mark") throw new TraceError(`trace: found ct ${one.key}, wanted ct state or ct mark`);
+          // What belongs to no flow ends the rule: nft_ct_get_eval of net/netfilter/nft_ct.c.
+          else if (!this.tracked || this.packet.state === "invalid") return undefined;
+          else put(one.dreg, hostWord(this.packet.flowMark ?? 0));
           break;
         case "cmp":
           if (!compare(get(one.sreg, one.data.length), one.is, one.data)) return undefined;
@@ -223,14 +237,27 @@ class Walk {
         }
         case "lookup": {
           const set = this.set(one.set);
-          if ((findElement(set, get(one.sreg, keyLength(set.fields))) !== undefined) === one.invert) return undefined;
+          const key = get(one.sreg, keyLength(set.fields));
+          if ((findElement(set, key) !== undefined) === one.invert) return undefined;
+          if (set.counted && !one.invert) this.counted.push(key);
+          break;
+        }
+        case "immediate":
+          put(one.dreg, one.data);
+          break;
+        case "map": {
+          const set = this.set(one.set);
+          const found = findElement(set, get(one.sreg, keyLength(set.fields)));
+          if (found === undefined) return undefined;
+          if (typeof found !== "string") throw new TraceError(`trace: found set ${one.set}, wanted a map of data`);
+          put(one.dreg, found);
           break;
         }
         case "vmap": {
           const set = this.set(one.set);
           const found = findElement(set, get(one.sreg, keyLength(set.fields)));
           if (found === undefined) return undefined;
-          if (found === true) throw new TraceError(`trace: found set ${one.set}, wanted a verdict map`);
+          if (typeof found !== "object") throw new TraceError(`trace: found set ${one.set}, wanted a verdict map`);
           return found;
         }
         case "verdict":
@@ -241,6 +268,8 @@ class Walk {
         case "notrack":
           this.tracked = false;
           break;
+        case "tcpReset":
+          return { kind: "drop" };
         case "masquerade":
           this.masqueraded = true;
           return { kind: "accept" };

@@ -5,6 +5,8 @@
 import type { PluginView, WaitKey } from "../host/view.ts";
 import type { KindDefinition } from "../sdk/policy_source.ts";
 
+export type { ExplainReply, ExplainRequest, Explanation, PoliciesReply, WhatIfReply } from "../host/explain_view.ts";
+export type { DeniedEvent, LogEvent, LoggedEnd, LogQuery, NameView, PacketEvent } from "../host/packet_log_view.ts";
 export type {
   ApplyReply,
   IpamView as IpamReply,
@@ -41,6 +43,15 @@ export const PATHS = {
   plugins: "/v1/plugins",
   /** GET → VersionReply */
   version: "/v1/version",
+  /**
+   * GET /v1/logs?follow=true&since=MS&limit=N&pod=NS/NAME&verdict=deny, all of them optional → `application/x-ndjson`, a LogEvent
+   * (packet_log_view.ts) a line: what is kept, oldest first, then, with `follow`, what comes
+   */
+  logs: "/v1/logs",
+  /** POST ExplainRequest → ExplainReply; shapes in explain_view.ts */
+  explain: "/v1/explain",
+  /** GET /v1/policies?endpoint=NAME&namespace=NS (absent: default) → PoliciesReply */
+  policies: "/v1/policies",
   /** GET → IpamReply */
   ipam: "/v1/ipam",
   /** POST /v1/cni/{add,del,check,gc,status}: AddRequest → AddReply; DelRequest, CheckRequest, GcRequest, {} → {} */

@@ -1,4 +1,6 @@
 /** Bodies of requests, checked: whoever reads on finds what the types say. */
+import type { ExplainRequest, WhatIfRequest } from "../host/explain_view.ts";
+import type { LogQuery } from "../host/packet_log_view.ts";
 import type { ManifestRequest, WaitKey } from "../host/view.ts";
 import type { AddRequest, AttachmentName, CheckRequest, GcRequest } from "../sdk/attach.ts";
 import { RefusedError } from "../sdk/errors.ts";
@@ -124,4 +126,67 @@ export function readWaitRequest(body: unknown): WaitRequest {
     };
   });
   return { keys, deadlineMs };
+}
+
+/** @throws {RefusedError} */
+export function readExplainRequest(body: unknown): ExplainRequest {
+  const fields = fieldsOf(body);
+  const question = (from: Fields, field: string) => {
+    const asked = fieldsOf(from[field], field);
+    const { family } = asked;
+    if (family !== undefined && family !== 4 && family !== 6) refuse(`${field}.family`, family, "4 or 6");
+    return {
+      from: text(asked, "from"),
+      to: text(asked, "to"),
+      protocol: text(asked, "protocol"),
+      ...family === undefined ? {} : { family: family as 4 | 6 },
+    };
+  };
+  const whatIf = (from: Fields, field: string): WhatIfRequest => {
+    const change = fieldsOf(from[field], field);
+    const manifests = (change.manifests === undefined ? [] : list(change, "manifests")).map((entry, i) => {
+      const { text, file } = readManifestRequest(fieldsOf(entry, `${field}.manifests[${i}]`));
+      return { text, file };
+    });
+    return { manifests, without: change.without === undefined ? [] : texts(change, "without") };
+  };
+  return {
+    ...optional(fields, "namespace", text),
+    ...optional(fields, "question", question),
+    ...optional(fields, "whatIf", whatIf),
+  };
+}
+
+const LOG_QUERY = ["follow", "since", "limit", "pod", "verdict"];
+
+/** Of the query's text values. @throws {RefusedError} */
+export function readLogQuery(query: Readonly<Record<string, string>>): LogQuery {
+  const refuseQuery = (name: string, wanted: string): never => {
+    throw new RefusedError([`query: ${name}: found ${describe(query[name])}, wanted ${wanted}`]);
+  };
+  for (const name of Object.keys(query)) {
+    if (!LOG_QUERY.includes(name)) {
+      throw new RefusedError([`query: found ${name}, wanted one of ${LOG_QUERY.join(", ")}`]);
+    }
+  }
+  const one = <T extends string>(name: string, ...choices: readonly T[]): T | undefined =>
+    query[name] === undefined || choices.includes(query[name] as T)
+      ? query[name] as T | undefined
+      : refuseQuery(name, choices.join(" or "));
+  const whole = (name: string, wanted: string): number | undefined => {
+    const text = query[name];
+    if (text === undefined) return undefined;
+    return /^[0-9]{1,15}$/.test(text) ? Number(text) : refuseQuery(name, wanted);
+  };
+  const { pod } = query;
+  if (pod !== undefined && !/^[^/]+\/[^/]+$/.test(pod)) refuseQuery("pod", "NAMESPACE/NAME");
+  const sinceMs = whole("since", "milliseconds back from now"), limit = whole("limit", "a number of lines");
+  const verdict = one("verdict", "log", "deny");
+  return {
+    follow: one("follow", "true", "false") === "true",
+    ...sinceMs === undefined ? {} : { sinceMs },
+    ...limit === undefined ? {} : { limit },
+    ...pod === undefined ? {} : { pod },
+    ...verdict === undefined ? {} : { verdict },
+  };
 }

@@ -7,6 +7,7 @@ import { RefusedError } from "../sdk/errors.ts";
 import { API_VERSION, type Log } from "../sdk/plugin.ts";
 import { VERSION } from "../version.ts";
 import { errorReply } from "./errors.ts";
+import { lineStream } from "./line_stream.ts";
 import { PATHS } from "./protocol.ts";
 import type { KindList, PluginsReply, VersionReply, WaitReply } from "./protocol.ts";
 import {
@@ -14,7 +15,9 @@ import {
   readAddRequest,
   readAttachmentName,
   readCheckRequest,
+  readExplainRequest,
   readGcRequest,
+  readLogQuery,
   readManifestRequest,
   readWaitRequest,
 } from "./requests.ts";
@@ -76,11 +79,21 @@ export function createRoutes(view: HostView, log: Log): { fetch(request: Request
   });
   app.get(PATHS.kinds, (context) => context.json({ kinds: view.resources.kinds } satisfies KindList));
   app.get(PATHS.status, (context) => context.json(view.status()));
+  app.get(PATHS.logs, (context) => lineStream(view.logs(readLogQuery(context.req.query()), signalOf(context))));
   app.get(
     PATHS.plugins,
     (context) => context.json({ api: API_VERSION, plugins: view.plugins() } satisfies PluginsReply),
   );
   app.get(PATHS.version, (context) => context.json({ version: VERSION, api: API_VERSION } satisfies VersionReply));
+  app.post(PATHS.explain, async (context) => {
+    const request = readExplainRequest(await readBody(context));
+    return context.json(await view.explainer.explain(request, signalOf(context)));
+  });
+  app.get(PATHS.policies, async (context) => {
+    const { endpoint, namespace = "default" } = context.req.query();
+    if (!endpoint) throw new RefusedError(["query: endpoint: found nothing, wanted the name of an endpoint"]);
+    return context.json(await view.explainer.policies(endpoint, namespace, signalOf(context)));
+  });
   app.get(PATHS.ipam, async (context) => context.json(await view.ipam(signalOf(context))));
 
   app.notFound((context) => {

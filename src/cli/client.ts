@@ -38,19 +38,59 @@ export async function call<T>(
   } catch (cause) {
     throw new CommandError(`the manx daemon cannot be reached at ${socket}: ${whyAway(socket, cause)}`);
   }
+  return readReply<T>(`${method} ${path} at ${socket}`, response, text);
+}
+
+/**
+ * The lines of an answer as they come, without empty ones. Returns where the answer ends, or when `signal` aborts.
+ * @throws {CommandError} as `call`, and where the daemon goes away before the answer's end
+ */
+export async function* callLines(socket: string, path: string, signal: AbortSignal): AsyncGenerator<string> {
+  let response: Response;
+  try {
+    response = await fetch(`http://manx${path}`, {
+      unix: socket,
+      headers: { "accept-encoding": "identity" },
+      keepalive: false,
+      timeout: false,
+      signal,
+    } as RequestInit);
+    if (!response.ok) readReply(`GET ${path} at ${socket}`, response, await response.text());
+  } catch (cause) {
+    if (signal.aborted) return;
+    if (cause instanceof CommandError) throw cause;
+    throw new CommandError(`the manx daemon cannot be reached at ${socket}: ${whyAway(socket, cause)}`);
+  }
+  const decoder = new TextDecoder();
+  let rest = "";
+  try {
+    for await (const bytes of response.body ?? []) {
+      const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
+      rest = lines.pop()!;
+      yield* lines.filter((line) => line !== "");
+      if (signal.aborted) return;
+    }
+  } catch {
+    if (signal.aborted) return;
+    throw new CommandError(`the manx daemon at ${socket} has gone away; its log says why`);
+  }
+}
+
+/** What the daemon answered. @throws {CommandError} with its reason where it refused */
+function readReply<T>(operation: string, response: Response, text: string): T {
   let reply: unknown;
   try {
     reply = JSON.parse(text);
   } catch {
     throw new CommandError(
-      `${method} ${path} at ${socket}: found an answer that is not JSON (status ${response.status}), wanted a manx daemon there`,
+      `${operation}: found an answer that is not JSON (status ${response.status}), wanted a manx daemon there`,
     );
   }
   if (response.ok) return reply as T;
   const error = (reply as Partial<ErrorReply>).error;
   if (error === undefined) {
     throw new CommandError(
-      `${method} ${path} at ${socket}: found status ${response.status} without a reason, wanted a manx daemon there`,
+      `${operation}: found status ${response.status} without a reason, wanted a manx daemon there`,
     );
   }
   throw new CommandError(error.message, error.details ?? [], 1, error.code);

@@ -107,11 +107,89 @@ function createProgram(setStatus: (status: number) => void): Command {
       options: { namespace: string; allNamespaces?: boolean; output: "table" | "wide" | "yaml" | "json" },
     ) => run(async ({ socket }) => (await import("./get.ts")).runGet({ ...options, kind, name, socket }))());
 
+  program.command("explain").description(
+    "whether a packet gets from one end to another, and why; exit status 0 whatever the verdict",
+  )
+    .argument("[from]", "[NAMESPACE/]POD, node/NAME, wep/NAME, an address, or host for this node; node/NAME@LINK")
+    .argument("[to]", "as from, or service/[NAMESPACE/]NAME")
+    .argument("[protocol]", "tcp/80, tcp/http, udp/53, sctp/9, icmp, icmp/8/0, icmpv6/128, or a protocol's number")
+    .option("-n, --namespace <name>", "of names that say none", "default")
+    .option("-4, --ipv4", "over IPv4")
+    .option("-6, --ipv6", "over IPv6")
+    .option("--what-if", "as if -f were applied and --without deleted: also lists every pair that changes")
+    .option("-f, --file <file>", "with --what-if: as for apply; nothing is stored", collect)
+    .option("--without <kind/name>", "with --what-if: KIND/[NAMESPACE/]NAME; repeatable", collect)
+    .option("--expect <verdict>", "allow or deny: exit status 2 where it is the other", choice("allow", "deny"))
+    .option("-o, --output <form>", "text or json", choice("text", "json"), "text")
+    .action((
+      from: string | undefined,
+      to: string | undefined,
+      protocol: string | undefined,
+      options: {
+        namespace: string;
+        ipv4?: boolean;
+        ipv6?: boolean;
+        whatIf?: boolean;
+        file?: readonly string[];
+        without?: readonly string[];
+        expect?: "allow" | "deny";
+        output: "text" | "json";
+      },
+    ) =>
+      run(async ({ socket }) =>
+        (await import("./explain.ts")).runExplain({
+          ...options,
+          ...from === undefined ? {} : { from },
+          ...to === undefined ? {} : { to },
+          ...protocol === undefined ? {} : { protocol },
+          socket,
+        })
+      )()
+    );
+
+  program.command("policies").description("what applies to a pod, an endpoint or a node, in order").argument(
+    "<endpoint>",
+    "[NAMESPACE/]POD, wep/NAME, node/NAME, hep/NAME, or host for this node",
+  )
+    .option("-n, --namespace <name>", "of names that say none", "default")
+    .option("-o, --output <form>", "table, wide, yaml or json", choice("table", "wide", "yaml", "json"), "table")
+    .action((endpoint: string, options: { namespace: string; output: "table" | "wide" | "yaml" | "json" }) =>
+      run(async ({ socket }) => (await import("./policies.ts")).runPolicies({ ...options, endpoint, socket }))()
+    );
+
+  program.command("validate").description(
+    "hold manifests against their APIs, without a daemon; exit status 1 if refused",
+  )
+    .requiredOption("-f, --file <file>", "as for apply", collect)
+    .option("-c, --config <file>", "know the kinds of this configuration's policy plugins")
+    .option("-o, --output <form>", "text or json", choice("text", "json"), "text")
+    .action((options: { file: readonly string[]; config?: string; output: "text" | "json" }) =>
+      run(async () => (await import("./validate.ts")).runValidate(options))()
+    );
+
   program.command("status").description("how the daemon is; exit status 1 where policy is not in force")
     .option("-o, --output <form>", "text or json", choice("text", "json"), "text")
     .action((options: { output: "text" | "json" }) =>
       run(async ({ socket }) => (await import("./status.ts")).runStatus({ ...options, socket }))()
     );
+
+  program.command("logs").description("packets that policy logged: by Log rules, or denied where that is to be logged")
+    .option("-f, --follow", "go on with what comes, until interrupted")
+    .option("--since <time>", "only the last 90s, 5m, 2h …", ago)
+    .option("--limit <lines>", "of what is kept, the last so many lines", wholeNumber)
+    .option("--pod <pod>", "only from or to [NAMESPACE/]POD")
+    .option("--verdict <verdict>", "only log or deny", choice("log", "deny"))
+    .option("-o, --output <form>", "table or json (a line each)", choice("table", "json"), "table")
+    .action((
+      options: {
+        follow?: boolean;
+        since?: number;
+        limit?: number;
+        pod?: string;
+        verdict?: "log" | "deny";
+        output: "table" | "json";
+      },
+    ) => run(async ({ socket }) => (await import("./logs.ts")).runLogs({ ...options, socket }))());
 
   program.command("ipam").description("address pools and their use")
     .option("-o, --output <form>", "table or json", choice("table", "json"), "table")
@@ -152,6 +230,18 @@ function seconds(text: string): number {
   const value = Number(text);
   if (text.trim() === "" || !(value >= 0 && value <= 3600)) throw new InvalidArgumentError("wanted seconds, 0 to 3600");
   return value;
+}
+
+/** `90s` → milliseconds. */
+function ago(text: string): number {
+  const match = /^(\d{1,9})(ms|s|m|h|d)$/.exec(text);
+  if (match === null) throw new InvalidArgumentError("wanted a time such as 90s, 5m, 2h or 1d");
+  return Number(match[1]) * { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }[match[2] as "ms"]!;
+}
+
+function wholeNumber(text: string): number {
+  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("wanted a whole number");
+  return Number(text);
 }
 
 const choice = <T extends string>(...choices: readonly T[]) => (text: string): T => {

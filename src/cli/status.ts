@@ -47,6 +47,8 @@ export function renderStatus(status: StatusReply, paint: Paint): string {
       "kernel",
       `${counters.applies} changes, ${counters.messages} messages, ${counters.resyncs} repairs, ${counters.failures} failures`,
     ],
+    ...(status.logs === undefined ? [] : [["logs", logsText(status.logs, paint)] as [string, string]]),
+    ...(status.flowCuts === undefined ? [] : [["flows", flowsText(status.flowCuts)] as [string, string]]),
     ["problems", problems.length === 0 ? "none" : paint.bad(String(problems.length))],
   ];
   const lines = rows.map(([title, text]) => `${title.padEnd(11)}${text}`);
@@ -63,6 +65,20 @@ const EFFECTS: Readonly<Record<StatusReply["problems"][number]["effect"], string
   ignored: "left out",
   "not-in-force": "being tried again",
 };
+
+const logsText = (
+  { packets, kept, lost, readers, skipped }: NonNullable<StatusReply["logs"]>,
+  paint: Paint,
+): string => {
+  const losses = [lost === 0 ? "" : `${lost} lost`, skipped === 0 ? "" : `${skipped} skipped by slow readers`];
+  const bad = losses.filter((text) => text !== "").join(", ");
+  return `${packets} packets, ${kept} lines kept, ${readers} reading${bad === "" ? "" : `, ${paint.bad(bad)}`}`;
+};
+
+const flowsText = ({ state, cut, restored, pending }: NonNullable<StatusReply["flowCuts"]>): string =>
+  state === "off"
+    ? "established ones outlive policy (cutEstablishedFlows: false)"
+    : `${cut} cut, ${restored} let go on${pending === 0 ? "" : `, ${pending} to do`}`;
 
 const timing = ({ count, p50Ms, p99Ms }: TimingView): string =>
   count === 0 ? "0" : `${count} (median ${p50Ms.toFixed(1)} ms, p99 ${p99Ms.toFixed(1)} ms)`;

@@ -14,6 +14,7 @@ export const BUILTIN: Readonly<Record<PluginKind, Readonly<Record<string, Load>>
   },
   dataplane: {
     nftables: load(() => import("../../dataplanes/nftables/mod.ts")),
+    iptables: load(() => import("../../dataplanes/iptables/mod.ts")),
     memory: load(() => import("../../dataplanes/memory/mod.ts")),
   },
   routing: {

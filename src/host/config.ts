@@ -4,7 +4,7 @@ import { hostname } from "node:os";
 import { isMap, isNode, isScalar, LineCounter, parseDocument } from "yaml";
 import type { Document } from "yaml";
 import { DEFAULT_FAILSAFE } from "../calc/failsafe.ts";
-import { type Address, AddressSyntaxError, parseAddress } from "../model/address.ts";
+import { type Address, AddressSyntaxError, type Cidr, parseAddress, parseCidrStrict } from "../model/address.ts";
 import type { Failsafe, ProtocolPort } from "../model/desired.ts";
 import { PROTOCOLS } from "../model/ports.ts";
 import { ConfigError, ManxError } from "../sdk/errors.ts";
@@ -44,8 +44,12 @@ export interface Config {
   readonly api: { readonly socket: string };
   readonly log: { readonly level: LogLevel; readonly format: "text" | "json" };
   readonly policyOptions: { readonly failsafe: Failsafe };
+  /** Absent: services are somebody else's. */
+  readonly services?: { readonly nodePortAddresses: readonly Cidr[] };
   /** Whether the daemon rehearses at its start: see rehearsal.ts. */
   readonly rehearsal: boolean;
+  /** Whether a change of policy cuts established flows: see flow_cuts.ts. */
+  readonly cutEstablishedFlows: boolean;
 }
 
 /** @throws {ManxError} code `config`, naming the file, line and key path */
@@ -127,12 +131,18 @@ function readConfig(raw: unknown, file: string): Config {
     "api",
     "log",
     "policyOptions",
+    "services",
     "rehearsal",
+    "cutEstablishedFlows",
   ]);
   const api = readMap(top.api ?? {}, "api", ["socket"]);
   const log = readMap(top.log ?? {}, "log", ["level", "format"]);
   const options = readMap(top.policyOptions ?? {}, "policyOptions", ["failsafe"]);
   const failsafe = readMap(options.failsafe ?? {}, "policyOptions.failsafe", ["inbound", "outbound"]);
+  const services = readMap(top.services ?? {}, "services", ["enabled", "nodePortAddresses"]);
+  const nodePortAddresses = readList(services.nodePortAddresses ?? [], "services.nodePortAddresses").map((item, i) =>
+    readPrefix(item, `services.nodePortAddresses[${i}]`)
+  );
   const socket = readAbsolute(api.socket ?? DEFAULT_SOCKET, "api.socket");
   if (Buffer.byteLength(socket) > SOCKET_PATH_BYTES) {
     throw new ConfigError(
@@ -166,7 +176,9 @@ function readConfig(raw: unknown, file: string): Config {
         outbound: readPorts(failsafe.outbound, "policyOptions.failsafe.outbound", DEFAULT_FAILSAFE.outbound),
       },
     },
+    ...(readFlag(services.enabled ?? false, "services.enabled") ? { services: { nodePortAddresses } } : {}),
     rehearsal: readFlag(top.rehearsal ?? true, "rehearsal"),
+    cutEstablishedFlows: readFlag(top.cutEstablishedFlows ?? true, "cutEstablishedFlows"),
   };
 }
 
@@ -219,9 +231,15 @@ function readChoice<T extends string>(raw: unknown, path: string, choices: reado
   return raw as T;
 }
 
-function readAddress(raw: unknown, path: string): Address {
+const readAddress = (raw: unknown, path: string): Address =>
+  readParsed(raw, path, "an IPv4 or IPv6 address", parseAddress);
+
+const readPrefix = (raw: unknown, path: string): Cidr =>
+  readParsed(raw, path, "a prefix such as 192.0.2.0/24 or 2001:db8::/32", parseCidrStrict);
+
+function readParsed<T>(raw: unknown, path: string, wanted: string, parse: (text: string) => T): T {
   try {
-    return parseAddress(readText(raw, path, "an IPv4 or IPv6 address"));
+    return parse(readText(raw, path, wanted));
   } catch (error) {
     if (error instanceof AddressSyntaxError) throw new ConfigError(path, describe(raw), error.wanted);
     throw error;

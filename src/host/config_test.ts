@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseAddress } from "../model/address.ts";
+import { parseAddress, parseCidr } from "../model/address.ts";
 import { ConfigError } from "../sdk/errors.ts";
 import { inSlot, loadConfig, parseConfig } from "./config.ts";
 
@@ -21,10 +21,17 @@ test("an empty configuration has every default", () => {
     routing: { use: "none" },
     api: { socket: "/run/manx/manx.sock" },
     log: { level: "info", format: "text" },
+    cutEstablishedFlows: true,
   });
   expect(config.addresses).toBeUndefined();
+  expect(config.services).toBeUndefined();
   expect(config.policyOptions.failsafe.inbound).toContainEqual({ protocol: 6, port: 22 });
   expect(config.policyOptions.failsafe.outbound).toContainEqual({ protocol: 17, port: 53 });
+});
+
+test("services that are not enabled are off, whatever else is said of them", () => {
+  expect(read("node: a\nservices: { nodePortAddresses: [192.0.2.0/24] }").services).toBeUndefined();
+  expect(read("node: a\nservices: { enabled: true }").services).toEqual({ nodePortAddresses: [] });
 });
 
 test("every key is read", () => {
@@ -38,7 +45,11 @@ policy: [{ use: calico }]
 api: { socket: /s }
 log: { level: debug, format: json }
 policyOptions: { failsafe: { inbound: [tcp/22, udp/68, sctp/1], outbound: [] } }
+cutEstablishedFlows: false
+services: { enabled: true, nodePortAddresses: [192.0.2.0/24, "2001:db8::/32"] }
 `);
+  expect(config.services).toEqual({ nodePortAddresses: ["192.0.2.0/24", "2001:db8::/32"].map(parseCidr) });
+  expect(config.cutEstablishedFlows).toBe(false);
   expect(config.addresses).toEqual([parseAddress("192.0.2.1"), parseAddress("fd00::1")]);
   expect(config.datastore).toEqual({ use: "sqlite", config: { path: "/db" }, path: "datastore" });
   expect(config.dataplanes[1]).toEqual({
@@ -113,6 +124,16 @@ const faults: readonly [string, string, string][] = [
     "node: a\naddresses: [10.0.0.256]",
     'config m.yaml: line 2: addresses[0]: found "10.0.0.256", wanted an IPv4 or IPv6 address',
   ],
+  [
+    "a prefix of node ports with host bits",
+    "node: a\nservices:\n  nodePortAddresses: [10.0.0.1/8]",
+    'config m.yaml: line 3: services.nodePortAddresses[0]: found "10.0.0.1/8", wanted the network itself, 10.0.0.0/8',
+  ],
+  [
+    "services that are a flag",
+    "node: a\nservices: true",
+    "config m.yaml: line 2: services: found true, wanted a mapping",
+  ],
   ["a relative directory", "node: a\nstateDirectory: var", 'stateDirectory: found "var", wanted an absolute path'],
   [
     "a socket path too long",
@@ -133,6 +154,11 @@ const faults: readonly [string, string, string][] = [
     "a failsafe port too high",
     "node: a\npolicyOptions: { failsafe: { inbound: [tcp/65536] } }",
     'found "tcp/65536", wanted tcp/PORT',
+  ],
+  [
+    "a flag that is text",
+    "node: a\ncutEstablishedFlows: yes",
+    'line 2: cutEstablishedFlows: found "yes", wanted true or false',
   ],
   ["a key twice", "node: a\nnode: b", "config m.yaml: line 2, column 1: found broken YAML"],
 ];

@@ -6,14 +6,18 @@ import {
   cidrAddress,
   cidrFamily,
   cidrPrefix,
+  cidrsOverlap,
   familyBits,
+  formatCidr,
   parseCidr,
 } from "../model/address.ts";
 import { type NamedPort, PROTOCOLS } from "../model/ports.ts";
 import type { Problem, Resource, ResourceKey } from "../model/resource.ts";
 import { keyText } from "../model/resource.ts";
-import { parseSelector } from "../model/selector_parse.ts";
-import type { WorldObject } from "../model/world.ts";
+import { mentionsGlobal } from "../model/selector.ts";
+import { parseSelector, SelectorSyntaxError } from "../model/selector_parse.ts";
+import type { WorkloadObject, WorldObject } from "../model/world.ts";
+import { closedEndpoint } from "../sdk/fail_closed.ts";
 import type { KindDefinition, PolicySource, Translation } from "../sdk/policy_source.ts";
 import { Findings } from "./shape.ts";
 
@@ -63,10 +67,11 @@ export const coreSource: PolicySource = {
   validate: (resource) => problems(resource, read(resource).findings, "refused"),
   translate(resource): Translation {
     const { findings, objects } = read(resource);
-    // An endpoint that cannot be read is unknown, and unknown endpoints drop; a pool or node that cannot be read gives nothing.
-    return findings.all.length === 0
-      ? { objects, problems: [] }
-      : { objects: [], problems: problems(resource, findings, "fail-closed") };
+    // A pool or node that cannot be read gives nothing.
+    return findings.all.length === 0 ? { objects, problems: [] } : {
+      objects: objects.flatMap((object) => object.kind === "workload" ? closedWorkload(object, keyOf(resource)) : []),
+      problems: problems(resource, findings, "fail-closed"),
+    };
   },
 };
 
@@ -78,6 +83,14 @@ const keyOf = (resource: Resource): ResourceKey => {
 
 function problems(resource: Resource, findings: Findings, effect: Problem["effect"]): readonly Problem[] {
   return findings.all.map(({ path, message }) => ({ subject: keyOf(resource), path, message, effect }));
+}
+
+/** Denied whatever policies say. Left out, a link that is not named as ours are would be nobody's, and open. */
+function closedWorkload(workload: WorkloadObject, key: ResourceKey): readonly WorldObject[] {
+  if (workload.node === "" || !INTERFACE_NAME.test(workload.interfaceName)) return [];
+  const { pod: _, ...alone } = workload;
+  const { labels, policy } = closedEndpoint(key);
+  return [{ ...alone, labels }, policy];
 }
 
 function read(resource: Resource): Reading {
@@ -94,6 +107,9 @@ function read(resource: Resource): Reading {
 }
 
 const TOP_FIELDS = ["apiVersion", "kind", "metadata", "spec", "status"];
+
+/** IFNAMSIZ, include/uapi/linux/if.h: 16 bytes with the terminator. */
+const INTERFACE_NAME = /^[^\s/:]{1,15}$/;
 
 /** projectcalico.org/v3 WorkloadEndpointSpec. */
 function readWorkload(resource: Resource): Reading {
@@ -121,8 +137,7 @@ function readWorkload(resource: Resource): Reading {
   const node = findings.text(spec.node, "spec.node") ?? "";
   if (node === "") findings.note("spec.node", spec.node, "the name of the node it is on");
   const interfaceName = findings.text(spec.interfaceName, "spec.interfaceName") ?? "";
-  // IFNAMSIZ, include/uapi/linux/if.h: 16 bytes with the terminator.
-  if (!/^[^\s/:]{1,15}$/.test(interfaceName)) {
+  if (!INTERFACE_NAME.test(interfaceName)) {
     findings.note("spec.interfaceName", spec.interfaceName, "the host's link, 1 to 15 characters");
   }
   const addresses = findings.list(spec.ipNetworks, "spec.ipNetworks").map((raw, i) => {
@@ -207,6 +222,9 @@ function readNode(resource: Resource): Reading {
 /** Smallest and largest block sizes: projectcalico.org/v3 IPPoolSpec.blockSize. */
 const BLOCK_SIZES = { 4: [20, 32], 6: [116, 128] } as const;
 
+/** RFC 3927 and RFC 4291 section 2.5.6. */
+const LINK_LOCAL = { 4: parseCidr("169.254.0.0/16"), 6: parseCidr("fe80::/10") } as const;
+
 /** projectcalico.org/v3 IPPoolSpec. */
 function readPool(resource: Resource): Reading {
   const findings = new Findings();
@@ -234,25 +252,44 @@ function readPool(resource: Resource): Reading {
   if (cidr !== undefined && blockSize !== undefined && blockSize < cidrPrefix(cidr)) {
     findings.note("spec.blockSize", blockSize, `at least ${cidrPrefix(cidr)}, the pool's own prefix length`);
   }
-  const nodeSelector = findings.text(spec.nodeSelector, "spec.nodeSelector", "a selector");
-  if (nodeSelector !== undefined) {
-    try {
-      parseSelector(nodeSelector);
-    } catch (error) {
-      findings.all.push({ path: "spec.nodeSelector", message: (error as Error).message });
-    }
+  const link = cidr === undefined ? undefined : LINK_LOCAL[cidrFamily(cidr)];
+  if (cidr !== undefined && cidrsOverlap(cidr, link!)) {
+    findings.note("spec.cidr", spec.cidr, `addresses outside ${formatCidr(link!)}, which means the link itself`);
+  }
+  readPoolSelector(findings, spec.nodeSelector, "spec.nodeSelector");
+  const namespaces = readPoolSelector(findings, spec.namespaceSelector, "spec.namespaceSelector");
+  const uses = findings.list(spec.allowedUses, "spec.allowedUses");
+  if (namespaces !== undefined && uses.length > 0 && !uses.includes("Workload")) {
+    findings.note("spec.namespaceSelector", namespaces, "none where allowedUses has no Workload");
+  }
+  const assignment = spec.assignmentMode ?? "Automatic";
+  if (assignment !== "Automatic" && assignment !== "Manual") {
+    findings.note("spec.assignmentMode", assignment, "Automatic or Manual");
   }
   for (const field of ["ipipMode", "vxlanMode"] as const) {
     const mode = spec[field] ?? "Never";
     if (mode !== "Never") findings.note(`spec.${field}`, mode, "Never: this version routes and does not encapsulate");
   }
-  for (const [i, use] of findings.list(spec.allowedUses, "spec.allowedUses").entries()) {
+  for (const [i, use] of uses.entries()) {
     if (use !== "Workload" && use !== "Tunnel") findings.note(`spec.allowedUses[${i}]`, use, "Workload or Tunnel");
   }
   return {
     findings,
     objects: cidr === undefined ? [] : [{ kind: "pool", id: keyOf(resource).name, cidr: cidr as Cidr, natOutgoing }],
   };
+}
+
+/** A selector over labels of nodes or namespaces, which global() says nothing of; gives its text. */
+function readPoolSelector(findings: Findings, raw: unknown, path: string): string | undefined {
+  const text = findings.text(raw, path, "a selector");
+  if (text === undefined) return undefined;
+  try {
+    if (mentionsGlobal(parseSelector(text))) findings.note(path, text, "a selector without global()");
+  } catch (error) {
+    if (!(error instanceof SelectorSyntaxError)) throw error;
+    findings.all.push({ path, message: error.message });
+  }
+  return text;
 }
 
 /** Written by `ipam/block`: spec.cidr, spec.node. */

@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import type { Resource } from "../model/resource.ts";
 import { type Address, type Cidr, formatAddress, formatCidr } from "../model/address.ts";
+import type { WorkloadObject } from "../model/world.ts";
 import { coreSource } from "./core_source.ts";
 
 const resource = (kind: string, spec: unknown, more: object = {}): Resource =>
@@ -146,12 +147,23 @@ const faults: readonly [string, Resource, string, string][] = [
   ],
 ];
 for (const [subject, value, path, message] of faults) {
-  test(`${subject} is refused at its field, and gives nothing when it is met`, () => {
+  const closed = value.kind === "WorkloadEndpoint" && !/^spec\.(node|interfaceName)$/.test(path);
+  const met = closed ? "denies its link" : "gives nothing";
+  test(`${subject} is refused at its field, and ${met} when it is met`, () => {
     expect(coreSource.validate(value)).toContainEqual(
       expect.objectContaining({ path, message: expect.stringContaining(message), effect: "refused" }),
     );
     const { objects, problems } = coreSource.translate(value);
-    expect(objects).toEqual([]);
+    expect(objects).toMatchObject(
+      !closed ? [] : [{ kind: "workload", node: "a", interfaceName: "mx0" }, {
+        kind: "policy",
+        tier: "kube-admin",
+        selects: { op: "eq", label: "manx/unreadable", value: "WorkloadEndpoint.projectcalico.org/prod/x" },
+        ingress: [{ action: "deny" }],
+        egress: [{ action: "deny" }],
+      }],
+    );
+    if (closed) expect([...(objects[0] as WorkloadObject).labels.keys()]).toEqual(["manx/unreadable"]);
     expect(problems).toContainEqual(expect.objectContaining({ path, effect: "fail-closed" }));
   });
 }

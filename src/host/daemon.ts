@@ -1,7 +1,7 @@
 /** The daemon: opens the plugins, keeps the kernel as the datastore wants it, attaches pods. */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { createCalc } from "../calc/mod.ts";
+import { type Calc, createCalc } from "../calc/mod.ts";
 import { createKernelDoor } from "../kernel/door.ts";
 import { type Address, formatAddress, formatCidr } from "../model/address.ts";
 import { keyText } from "../model/resource.ts";
@@ -14,16 +14,23 @@ import type { Host, Instances, Log, PluginKind } from "../sdk/plugin.ts";
 import type { PolicySource } from "../sdk/policy_source.ts";
 import type { PodWiring } from "../sdk/wiring.ts";
 import { VERSION } from "../version.ts";
+import { createAddressNames } from "./address_names.ts";
 import { type Attachments, createAttachments } from "./attachments.ts";
 import { systemClock } from "./clock.ts";
 import type { Config, Slot } from "./config.ts";
 import { coreSource } from "./core_source.ts";
 import { type KindRegistry, kindRegistry } from "./kinds.ts";
+import { createCounters } from "./explain_counter.ts";
+import { FlowCuts } from "./flow_cuts.ts";
+import { createExplainer } from "./explain.ts";
 import { releaseStartPages } from "./footprint.ts";
+import { HealthChecks } from "./health_checks.ts";
 import { createLinks, type Links } from "./links.ts";
 import { importPlugin, type LoadedPlugin, openPlugin, parsePluginConfig, refuseForeignConfig } from "./loader.ts";
 import { createLog } from "./log.ts";
 import { registerNode } from "./node.ts";
+import { readSurroundings } from "./node_surroundings.ts";
+import { createPacketLogs, type PacketLogs } from "./packet_logs.ts";
 import { Reconciler } from "./reconcile.ts";
 import { rehearse } from "./rehearsal.ts";
 import { createResources } from "./resources.ts";
@@ -69,10 +76,29 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
   const log = options.log ?? createLog({ ...config.log, priorities: process.env.JOURNAL_STREAM !== undefined });
   const loaded = await loadPlugins(config);
   await using open = new AsyncDisposableStack();
-  const parts = await openParts(config, loaded, options.kernel ?? createKernelDoor(), log, open, options.signal);
-  const calc = createCalc({ node: config.node, failsafe: config.policyOptions.failsafe });
+  const kernel = options.kernel ?? createKernelDoor();
+  const parts = await openParts(config, loaded, kernel, log, open, options.signal);
+  const calc = createCalc({
+    node: config.node,
+    failsafe: config.policyOptions.failsafe,
+    ...(config.services === undefined ? {} : { services: config.services }),
+  });
+  const logs = followLogs(parts, calc, options.signal);
   const translator = createTranslator(parts.registry);
-  const reconciler = new Reconciler({ ...parts, translator, calc, clock: systemClock });
+  const flowCuts = createFlowCuts(parts, kernel, options);
+  const healthChecks = config.services === undefined || options.isRehearsal
+    ? undefined
+    : open.use(new HealthChecks({ kernel, clock: systemClock, log }));
+  const reconciler = new Reconciler({
+    ...parts,
+    translator,
+    calc: logs.calc,
+    clock: systemClock,
+    inForce(state) {
+      if (state.desired.services !== undefined) healthChecks?.follow(state.desired.services);
+      return flowCuts?.inForce(state);
+    },
+  });
   const attachments = createAttachments({
     ...parts,
     node: config.node,
@@ -92,7 +118,18 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
     stop();
     await Promise.all(loops);
   });
-  const view = createView({ parts, reconciler, attachments, addresses: () => registration.addresses, startedMs });
+  const view = createView({
+    parts,
+    kernel,
+    calc,
+    reconciler,
+    attachments,
+    flowCuts,
+    healthChecks,
+    logs,
+    addresses: () => registration.addresses,
+    startedMs,
+  });
   if (options.serve !== undefined) open.use(await options.serve(view, config.api.socket, log));
 
   const { promise: ended, resolve: end } = Promise.withResolvers<void>();
@@ -106,6 +143,9 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
     }, running.signal),
     followDatastore(parts, reconciler, running.signal),
     settleIn(parts, attachments, registration, reconciler, options, running.signal),
+    ...flowCuts === undefined ? [] : [flowCuts.run(running.signal)],
+    ...healthChecks === undefined ? [] : [healthChecks.run(running.signal)],
+    ...options.isRehearsal ? [] : [logs.run(running.signal)],
   );
   const notify = options.isRehearsal ? () => {} : notifyService;
   log.info(`manx ${VERSION} runs`, {
@@ -117,6 +157,39 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
   await ended;
   log.info("stopping; policy and pods stay as they are");
   notify("STOPPING=1");
+}
+
+/** Logged packets, with the names of the world that `calc` has: they follow the steps of the `calc` of the answer. */
+function followLogs(
+  { config, dataplanes, log }: Parts,
+  calc: Calc,
+  stopping: AbortSignal,
+): PacketLogs & { readonly calc: Pick<Calc, "step" | "current" | "problems"> } {
+  const names = createAddressNames(calc, config.node, systemClock);
+  const logs = createPacketLogs({
+    dataplanes,
+    names,
+    counters: createCounters(dataplanes, log),
+    desired: () => calc.current.desired,
+    log,
+    clock: systemClock,
+  });
+  // Before the API goes, which waits for the readers that it has.
+  stopping.addEventListener("abort", () => logs.close(), { once: true });
+  return {
+    ...logs,
+    calc: {
+      step(changes) {
+        const result = calc.step(changes);
+        names.changed(changes);
+        return result;
+      },
+      get current() {
+        return calc.current;
+      },
+      problems: () => calc.problems(),
+    },
+  };
 }
 
 /** In this order: hash, import and shape of every plugin, then the configuration of every plugin. Nothing is open yet. */
@@ -178,7 +251,7 @@ async function openParts(
   const [{ instance: ipam }] = await openAll("ipam") as [{ name: string; instance: Ipam }];
   const [{ instance: wiring }] = await openAll("cni") as [{ name: string; instance: PodWiring }];
   const dataplanes = await openAll("dataplane");
-  checkAspects(dataplanes);
+  checkAspects(dataplanes, config);
   const [routing] = await openAll("routing") as [{ name: string; instance: Routing }];
   return {
     config,
@@ -194,9 +267,10 @@ async function openParts(
   };
 }
 
-/** Policy has exactly one owner, every other aspect at most one. @throws {ManxError} code `config` */
-function checkAspects(dataplanes: Parts["dataplanes"]): void {
+/** Policy has exactly one owner, and services where they are wanted; every other aspect at most one. @throws {ManxError} code `config` */
+function checkAspects(dataplanes: Parts["dataplanes"], { services }: Config): void {
   const owners = new Map<Aspect, string[]>([["policy", []]]);
+  if (services !== undefined) owners.set("services", []);
   for (const { name, instance } of dataplanes) {
     for (const aspect of instance.capabilities.aspects) owners.set(aspect, [...owners.get(aspect) ?? [], name]);
   }
@@ -211,6 +285,17 @@ function checkAspects(dataplanes: Parts["dataplanes"]): void {
       throw new ManxError("config", `dataplane: found nobody for ${aspect}, wanted a dataplane that does it`);
     }
   }
+}
+
+/** Undefined where the dataplane cannot cut. In a rehearsal there are no flows. */
+function createFlowCuts({ config, dataplanes, log }: Parts, kernel: KernelDoor, options: DaemonOptions) {
+  const mark = dataplanes.find(({ instance }) => instance.capabilities.aspects.has("policy"))?.instance.cutMark;
+  if (options.isRehearsal) return undefined;
+  if (mark === undefined) {
+    if (config.cutEstablishedFlows) log.info("established flows outlive policy: the dataplane cannot cut them");
+    return undefined;
+  }
+  return new FlowCuts({ kernel, clock: systemClock, log, mark, isOn: config.cutEstablishedFlows });
 }
 
 /** Feeds the reconciler; a broken watch begins anew. Never rejects. */
@@ -340,13 +425,19 @@ async function persist(what: string, log: Log, signal: AbortSignal, body: () => 
 
 interface ViewParts {
   readonly parts: Parts;
+  readonly kernel: KernelDoor;
+  readonly calc: Calc;
   readonly reconciler: Reconciler;
   readonly attachments: Attachments;
+  readonly flowCuts: FlowCuts | undefined;
+  readonly healthChecks: HealthChecks | undefined;
+  readonly logs: Pick<PacketLogs, "read" | "status">;
   readonly addresses: () => readonly Address[];
   readonly startedMs: number;
 }
 
-function createView({ parts, reconciler, attachments, addresses, startedMs }: ViewParts): HostView {
+function createView(view: ViewParts): HostView {
+  const { parts, reconciler, attachments, flowCuts, healthChecks, logs, addresses, startedMs } = view;
   const { config, datastore, registry, ipam, plugins } = parts;
   const resources = createResources({
     datastore,
@@ -357,6 +448,7 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
   return {
     resources,
     wait: resources.wait,
+    explainer: createViewExplainer(view),
     attachments,
     plugins: () =>
       plugins.map(({ slot, plugin, source, sha256 }) => ({
@@ -373,11 +465,18 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
         pools: pools.map((pool) => ({ ...pool, cidr: formatCidr(pool.cidr), capacity: String(pool.capacity) })),
       };
     },
+    logs: (query, signal) => logs.read(query, signal),
     status(): StatusView {
       const now = reconciler.status();
+      const logStatus = parts.dataplanes.some(({ instance }) => instance.logs !== undefined)
+        ? logs.status()
+        : undefined;
       const daemonProblems = [
         ...now.dataplane.problems.map((message) => ({ subject: "dataplane", message })),
         ...now.routing.problems.map((message) => ({ subject: "routing", message })),
+        ...(flowCuts?.problems() ?? []).map((message) => ({ subject: "flow cuts", message })),
+        ...(healthChecks?.problems() ?? []).map((message) => ({ subject: "services", message })),
+        ...(logStatus?.problems ?? []).map((message) => ({ subject: "logs", message })),
       ];
       return {
         version: VERSION,
@@ -392,6 +491,7 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
         generation: { wanted: now.wanted, applied: now.applied },
         dataplane: { use: config.dataplanes.map((slot) => slot.use).join(" "), ...now.dataplane },
         routing: { use: config.routing.use, ...now.routing },
+        ...(logStatus === undefined ? {} : { logs: logStatus }),
         endpoints: now.endpoints,
         problems: [
           ...daemonProblems.map(({ subject, message }) => ({
@@ -408,6 +508,7 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
           })),
         ],
         counters: { ...reconciler.counters, ...attachments.counters },
+        ...(flowCuts === undefined ? {} : { flowCuts: flowCuts.view() }),
         timings: {
           add: attachments.timings.add.view(),
           lease: attachments.timings.lease.view(),
@@ -420,6 +521,31 @@ function createView({ parts, reconciler, attachments, addresses, startedMs }: Vi
       };
     },
   };
+}
+
+function createViewExplainer({ parts, kernel, calc, reconciler, addresses }: ViewParts): HostView["explainer"] {
+  const { config, log } = parts;
+  return createExplainer({
+    ...parts,
+    node: config.node,
+    failsafe: config.policyOptions.failsafe,
+    calc,
+    addresses,
+    linkTowards(address) {
+      try {
+        using surroundings = readSurroundings(kernel);
+        return surroundings.linkTo(address) || undefined;
+      } catch (error) {
+        log.debug("explain: routes cannot be read", { error: explainError(error) });
+        return undefined;
+      }
+    },
+    isSynced: () => reconciler.synced,
+    isInForce() {
+      const { wanted, applied, dataplane } = reconciler.status();
+      return dataplane.converged && applied >= wanted;
+    },
+  });
 }
 
 /** @throws {ManxError} code `config` */

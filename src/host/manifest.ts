@@ -6,6 +6,7 @@ import { explainError, RefusedError } from "../sdk/errors.ts";
 import type { KindDefinition } from "../sdk/policy_source.ts";
 import type { KindRegistry } from "./kinds.ts";
 import { Findings } from "./shape.ts";
+import { boundsFault, nestingFault } from "./value_bounds.ts";
 
 /** What one error reply lists; the rest are counted. */
 const REASONS_MAX = 20;
@@ -17,8 +18,12 @@ export interface ManifestEntry {
   /** Its apiVersion is the stored one, its namespace filled in. */
   readonly resource: Resource;
   readonly definition: KindDefinition;
+  /** As the manifest is called. */
+  readonly file: string;
   /** `FILE: document 2, line 14`; with the path of a field, that field's line. */
   where(path: string): string;
+  /** Line of a field in the file, from 1; of the deepest one on the way to it that is there. */
+  line(path: string): number;
 }
 
 /** RFC 1123 subdomain, as most names must be. */
@@ -55,23 +60,44 @@ export function parseManifest(
   registry: KindRegistry,
   validate: boolean,
 ): readonly ManifestEntry[] {
+  const { entries, reasons } = readManifest(text, file, registry, validate);
+  if (reasons.length > 0) throw refusal(reasons);
+  return entries;
+}
+
+/** As `parseManifest`, with every reason, and the entries that have none. */
+export function readManifest(
+  text: string,
+  file: string,
+  registry: KindRegistry,
+  validate: boolean,
+): { readonly entries: readonly ManifestEntry[]; readonly reasons: readonly string[] } {
   const lines = new LineCounter();
-  const parsed = parseAllDocuments(text, { lineCounter: lines, prettyErrors: false, merge: true });
+  const parsed = parseAllDocuments(text, {
+    lineCounter: lines,
+    prettyErrors: false,
+    merge: true,
+    // No warnings of its own on standard error.
+    logLevel: "error",
+  });
   const documents: readonly Document[] = Array.isArray(parsed) ? parsed : [];
   const reasons: string[] = [];
   const entries: ManifestEntry[] = [];
   const places = new Map<string, string>();
   for (const [index, document] of documents.entries()) {
-    const place = (node: unknown) => {
+    const lineOf = (node: unknown): number => {
       const offset = isNode(node) && node.range
         ? node.range[0]
         : document.contents?.range?.[0] ?? document.range?.[0] ?? 0;
-      return `${file}: document ${index + 1}, line ${lines.linePos(offset).line}`;
+      return lines.linePos(offset).line;
     };
+    const place = (node: unknown) => `${file}: document ${index + 1}, line ${lineOf(node)}`;
     if (document.errors.length > 0) {
       const error = document.errors[0]!;
       const { line, col } = lines.linePos(error.pos[0]);
-      reasons.push(`${file}: document ${index + 1}, line ${line}, column ${col}: broken YAML: ${error.message}`);
+      // The reader's own stack may be the first to end.
+      const found = error.code === "RESOURCE_EXHAUSTION" ? nestingFault() : `broken YAML: ${error.message}`;
+      reasons.push(`${file}: document ${index + 1}, line ${line}, column ${col}: ${found}`);
       continue;
     }
     let value: unknown;
@@ -81,13 +107,19 @@ export function parseManifest(
       reasons.push(
         `${place(undefined)}: found aliases that cannot be expanded (${
           (error as Error).message
-        }), wanted at most ${ALIASES_MAX}`,
+        }), wanted each to have its anchor, and at most ${ALIASES_MAX}`,
       );
+      continue;
+    }
+    const fault = boundsFault(value, text.length);
+    if (fault !== undefined) {
+      reasons.push(`${place(undefined)}: ${fault}`);
       continue;
     }
     if (value === null || value === undefined) continue;
     for (const { raw, path } of unfoldList(value)) {
-      const where = (fieldPath: string) => place(nodeAt(document, [...path, ...splitPath(fieldPath)]));
+      const node = (fieldPath: string) => nodeAt(document, [...path, ...splitPath(fieldPath)]);
+      const where = (fieldPath: string) => place(node(fieldPath));
       const prefix = path.length === 0 ? "" : `items[${path[1]}].`;
       const read = readResource(raw, registry, validate);
       for (const { path: at, message } of read.findings) {
@@ -105,11 +137,10 @@ export function parseManifest(
         continue;
       }
       places.set(id, where("metadata.name").slice(file.length + 2));
-      entries.push({ ...read.entry, where });
+      entries.push({ ...read.entry, file, where, line: (fieldPath) => lineOf(node(fieldPath)) });
     }
   }
-  if (reasons.length > 0) throw refusal(reasons);
-  return entries;
+  return { entries, reasons };
 }
 
 /** @returns an error that lists the first reasons and counts the rest */
@@ -130,7 +161,10 @@ function readResource(
   raw: unknown,
   registry: KindRegistry,
   validate: boolean,
-): { entry?: Omit<ManifestEntry, "where">; findings: readonly { path: string; message: string }[] } {
+): {
+  entry?: Pick<ManifestEntry, "key" | "resource" | "definition">;
+  findings: readonly { path: string; message: string }[];
+} {
   const findings = new Findings();
   const fail = (path: string, found: unknown, wanted: string) => {
     findings.note(path, found, wanted);

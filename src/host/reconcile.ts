@@ -28,11 +28,13 @@ export interface Wanted {
 export interface ReconcilerParts {
   readonly datastore: Pick<Datastore, "reached">;
   readonly translator: Translator;
-  readonly calc: Pick<Calc, "step" | "current">;
+  readonly calc: Pick<Calc, "step" | "current"> & Partial<Pick<Calc, "problems">>;
   readonly dataplanes: readonly { readonly name: string; readonly instance: Dataplane }[];
   readonly routing: { readonly name: string; readonly instance: Routing };
   readonly log: Log;
   readonly clock: Clock;
+  /** Told of everything that is in force; those who wait for it wait for the promise as well. It must not reject. */
+  readonly inForce?: (state: CalcResult) => Promise<void> | undefined;
 }
 
 export interface ReconcileCounters {
@@ -206,7 +208,7 @@ export class Reconciler {
       },
       routing: { converged: this.#started && routing.converged, problems: routing.problems },
       endpoints: desired.workloads.size,
-      problems: this.#parts.translator.problems(),
+      problems: [...this.#parts.translator.problems(), ...this.#parts.calc.problems?.() ?? []],
     };
   }
 
@@ -229,6 +231,8 @@ export class Reconciler {
     let worked = false;
     for (const target of this.#targets) worked = await this.#bring(target, state, signal) || worked;
     if (this.#policyTargets.every((target) => target.converged)) {
+      const held = this.#parts.inForce?.(state);
+      if (held !== undefined) await held;
       this.#unproven.clear();
       for (const waiter of [...this.#waiters]) if (this.#inForce(waiter.wanted)) waiter.resolve();
     }

@@ -1,5 +1,5 @@
 import { afterEach, expect, test } from "bun:test";
-import { createCalc } from "../calc/mod.ts";
+import { type CalcResult, createCalc } from "../calc/mod.ts";
 import type { DesiredState } from "../model/desired.ts";
 import type { Resource, ResourceKey } from "../model/resource.ts";
 import type { Change, Revision } from "../sdk/datastore.ts";
@@ -82,7 +82,7 @@ afterEach(async () => {
   await running;
 });
 
-function start() {
+function start(inForce?: (state: CalcResult) => Promise<void> | undefined) {
   stop = new AbortController();
   const recorder = new Recorder();
   const reconciler = new Reconciler({
@@ -93,6 +93,7 @@ function start() {
     routing: { name: "quiet", instance: quietRouting },
     log: silentLog,
     clock: systemClock,
+    ...inForce === undefined ? {} : { inForce },
   });
   running = reconciler.run(stop.signal);
   return { recorder, reconciler };
@@ -176,6 +177,29 @@ test("a wait ends only with a converged report, and errors are tried again", asy
   await wait;
   expect(recorder.calls.map((call) => call.split(" ")[0])).toEqual(["apply", "apply", "apply", "resync"]);
   expect(reconciler.status()).toMatchObject({ dataplane: { converged: true, problems: [] } });
+});
+
+test("what is in force is told, only once it is, and those who wait for it wait for what that takes", async () => {
+  const told: number[] = [];
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const { recorder, reconciler } = start(({ desired }) => {
+    told.push(desired.workloads.size);
+    return desired.workloads.size === 2 ? promise : undefined;
+  });
+  recorder.answers = [new Error("netlink: EBUSY")];
+  reconciler.put({ changes: [endpoint("a", 1)], synced: true });
+  while (recorder.calls.length < 1) await Promise.resolve();
+  expect(told).toEqual([]);
+  await reconciler.programmed([wanted("a", 1)], DEADLINE_MS);
+  expect(told).toEqual([1]);
+  reconciler.put({ changes: [endpoint("b", 2)], synced: true });
+  let isInForce = false;
+  const wait = reconciler.programmed([wanted("b", 2)], DEADLINE_MS).then(() => isInForce = true);
+  while (told.length < 2) await Promise.resolve();
+  for (let i = 0; i < 20; i++) await Promise.resolve();
+  expect(isInForce).toBe(false);
+  resolve();
+  await wait;
 });
 
 test("a new change does not wait for the retry of an old failure", async () => {

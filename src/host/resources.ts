@@ -1,14 +1,17 @@
 /** Manifests and the datastore: apply, delete, list, get. */
 import { isDeepStrictEqual } from "node:util";
-import { cidrsOverlap, formatCidr } from "../model/address.ts";
 import type { Resource, ResourceKey } from "../model/resource.ts";
 import type { Datastore, Revision, Versioned, Write } from "../sdk/datastore.ts";
 import { ManxError, RefusedError } from "../sdk/errors.ts";
 import type { Clock } from "../sdk/plugin.ts";
-import { IP_POOL, poolCidr } from "./core_source.ts";
+import { IP_POOL, poolCidr, WORKLOAD_ENDPOINT } from "./core_source.ts";
+import { doubleClaims } from "./interface_claims.ts";
 import { kindGroup, type KindRegistry, type KnownKind } from "./kinds.ts";
 import { type ManifestEntry, parseManifest, refusal } from "./manifest.ts";
+import { createNeeds } from "./needs.ts";
+import { overlappingPools } from "./pool_overlap.ts";
 import type { Wanted } from "./reconcile.ts";
+import { sourceLinesKey, sourceLinesOf, sourceLinesResource } from "./source_lines.ts";
 import type { ApplyReply, HostView, ManifestRequest, Outcome, ResourceList, ResourceOutcome, WaitKey } from "./view.ts";
 
 /** Times that a commit is tried again when somebody else wrote one of its keys. */
@@ -28,10 +31,13 @@ interface Step {
   readonly before: Versioned | undefined;
   /** Absent: nothing to write. */
   readonly write?: Write;
+  /** Where it stands in its manifest, written with it. */
+  readonly lines?: Write;
 }
 
 export function createResources(parts: ResourceParts): HostView["resources"] & { wait: HostView["wait"] } {
   const { datastore, registry, clock } = parts;
+  const needs = createNeeds(datastore, registry);
   /** One manifest at a time, so that what was checked still holds at the commit. */
   let turn: Promise<unknown> = Promise.resolve();
   const inTurn = <T>(body: () => Promise<T>): Promise<T> => {
@@ -72,7 +78,7 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
   ): Promise<readonly ResourceOutcome[]> {
     for (let attempt = 0;; attempt++) {
       const steps = await plan();
-      const writes = steps.flatMap((step) => step.write ?? []);
+      const writes = steps.flatMap(({ write, lines }) => [...write ? [write] : [], ...lines ? [lines] : []]);
       let revision: Revision | undefined;
       if (writes.length > 0 && !dryRun) {
         try {
@@ -97,8 +103,14 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     if (entries.length === 0) throw new RefusedError([`${request.file}: found no resource, wanted at least one`]);
     const plan = async () => {
       const steps: Step[] = [];
-      for (const entry of entries) steps.push(applyStep(entry, await datastore.get(entry.key, signal)));
+      for (const entry of entries) {
+        const step = applyStep(entry, await datastore.get(entry.key, signal));
+        steps.push({ ...step, ...await linesWrite(entry, signal) });
+      }
       await checkPools(entries, steps, signal);
+      const unmet = await needs.unmet(entries, signal);
+      if (unmet.length > 0) throw refusal(unmet);
+      await checkInterfaces(entries, signal);
       return steps;
     };
     return carryOut(plan, request.dryRun ?? false, request.wait ?? 0, signal);
@@ -109,6 +121,15 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     if (before === undefined) return { key, outcome: "created", before, write: { key, value, expect: null } };
     if (isDeepStrictEqual(value, before.value)) return { key, outcome: "unchanged", before };
     return { key, outcome: "configured", before, write: { key, value, expect: before.revision } };
+  }
+
+  /** Also of what is unchanged: it may stand in another file now, or further down. */
+  async function linesWrite(entry: ManifestEntry, signal?: AbortSignal): Promise<Pick<Step, "lines">> {
+    const lines = sourceLinesOf(entry, registry);
+    if (lines === undefined) return {};
+    const key = sourceLinesKey(entry.key), value = sourceLinesResource(entry.key, lines);
+    const before = await datastore.get(key, signal);
+    return isDeepStrictEqual(value.spec, before?.value.spec) ? {} : { lines: { key, value } };
   }
 
   /** Pools must not overlap, and keep their prefix and block size for as long as they are. */
@@ -137,23 +158,16 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
     }
     const inManifest = new Set(pools.map((entry) => entry.key.name));
     const standing = (await datastore.list(IP_POOL, signal)).filter((pool) => !inManifest.has(pool.key.name));
-    const others = [
-      ...standing.map((pool) => ({ name: pool.key.name, cidr: poolCidr(pool.value), index: -1 })),
-      ...pools.map((pool, index) => ({ name: pool.key.name, cidr: poolCidr(pool.resource), index })),
-    ];
-    for (const [index, entry] of pools.entries()) {
-      const cidr = poolCidr(entry.resource);
-      const other = others.find((one) =>
-        one.index < index && cidr !== undefined && one.cidr !== undefined && cidrsOverlap(cidr, one.cidr)
-      );
-      if (other !== undefined) {
-        reasons.push(
-          `${entry.where("spec.cidr")}: spec.cidr: found ${formatCidr(cidr!)}, which overlaps pool ${other.name} (${
-            formatCidr(other.cidr!)
-          }), wanted a prefix of its own`,
-        );
-      }
-    }
+    reasons.push(
+      ...overlappingPools(pools, standing.map((pool) => ({ name: pool.key.name, cidr: poolCidr(pool.value) }))),
+    );
+    if (reasons.length > 0) throw refusal(reasons);
+  }
+
+  /** Nobody may claim an interface that another endpoint has, a pod's least of all. */
+  async function checkInterfaces(entries: readonly ManifestEntry[], signal?: AbortSignal): Promise<void> {
+    if (!entries.some(({ key }) => key.kind === WORKLOAD_ENDPOINT)) return;
+    const reasons = doubleClaims(entries, await datastore.list(WORKLOAD_ENDPOINT, signal));
     if (reasons.length > 0) throw refusal(reasons);
   }
 
@@ -165,13 +179,19 @@ export function createResources(parts: ResourceParts): HostView["resources"] & {
   }
 
   async function deleteSteps(keys: readonly ResourceKey[], signal?: AbortSignal): Promise<readonly Step[]> {
+    const standing = await needs.standing(keys, signal);
+    if (standing.length > 0) throw refusal(standing);
     const steps: Step[] = [];
     for (const key of keys) {
       const before = await datastore.get(key, signal);
       steps.push(
-        before === undefined
-          ? { key, outcome: "absent", before }
-          : { key, outcome: "deleted", before, write: { key, value: null, expect: before.revision } },
+        before === undefined ? { key, outcome: "absent", before } : {
+          key,
+          outcome: "deleted",
+          before,
+          write: { key, value: null, expect: before.revision },
+          lines: { key: sourceLinesKey(key), value: null },
+        },
       );
     }
     return steps;

@@ -127,6 +127,23 @@ test("overlapping pools in one manifest are refused, both left out", async () =>
   );
 });
 
+const endpoint = (name: string, interfaceName: string, node = "n1") =>
+  `apiVersion: projectcalico.org/v3\nkind: WorkloadEndpoint\nmetadata: { name: ${name} }\nspec: { node: ${node}, interfaceName: ${interfaceName} }`;
+
+test("an interface of a node is one endpoint's: a second one is refused, the first may change and move", async () => {
+  const resources = open();
+  await resources.apply(request(`${endpoint("b", "tap0")}\n---\n${endpoint("c", "tap0", "n2")}`));
+  await expect(resources.apply(request(endpoint("a", "tap0")))).rejects.toThrow(
+    "m.yaml: document 1, line 4: spec.interfaceName: found tap0 of n1, which the endpoint default/b has already, wanted an interface of its own",
+  );
+  await expect(resources.apply(request(`${endpoint("d", "tap1")}\n---\n${endpoint("e", "tap1")}`))).rejects.toThrow(
+    "document 2, line 9: spec.interfaceName: found tap1 of n1, which the endpoint default/d has already",
+  );
+  expect(outcomes(await resources.apply(request(`${endpoint("b", "tap1")}\n---\n${endpoint("a", "tap0")}`)))).toBe(
+    "b configured, a created",
+  );
+});
+
 test("lists are filtered by namespace and carry their revision", async () => {
   const resources = open();
   const policy = (namespace: string) =>

@@ -1,10 +1,12 @@
 /** Stored resources → neutral objects. What cannot be read keeps its last good version; without one it fails closed. */
+import { NAMESPACE_LABEL } from "../model/endpoint_labels.ts";
 import { keyText, type Problem, type Resource, type ResourceKey } from "../model/resource.ts";
+import { ALL, labelIs } from "../model/selector.ts";
 import type { WorldChange } from "../model/world.ts";
 import type { Change } from "../sdk/datastore.ts";
 import { explainError } from "../sdk/errors.ts";
-import { denyAll, FIRST_ORDER } from "../sdk/fail_closed.ts";
-import type { Translation } from "../sdk/policy_source.ts";
+import { denyAllOf } from "../sdk/fail_closed.ts";
+import type { KindDefinition, Translation } from "../sdk/policy_source.ts";
 import type { KindRegistry, KnownKind } from "./kinds.ts";
 
 export interface Translator {
@@ -35,10 +37,12 @@ export function createTranslator(registry: KindRegistry): Translator {
         problems.delete(origin);
         return { origin, objects: [] };
       }
-      if (change.value === undefined) {
-        // Nothing is known but its name; its reader says what an empty one of that name must deny.
+      const misnamed = change.value && misnaming(change.key, change.value, known.definition);
+      if (change.value === undefined || misnamed !== undefined) {
+        // Nothing is known but its name; its reader says what one of that name must deny that cannot be read.
         const stub = stubOf(change, known.definition.apiVersions[0]!, known.definition.name);
-        const problem: Problem = { subject: change.key, path: "", message: change.problem!, effect: "fail-closed" };
+        const message = misnamed ?? change.problem!;
+        const problem: Problem = { subject: change.key, path: "", message, effect: "fail-closed" };
         return fault(origin, [problem], { origin, objects: read(known, change.key, stub).objects });
       }
       const { objects, problems: found } = read(known, change.key, change.value);
@@ -58,21 +62,25 @@ function read(known: KnownKind, key: ResourceKey, resource: Resource): Translati
     return known.source.translate(resource);
   } catch (error) {
     const message = `its reader failed: ${explainError(error)}`;
-    const closed = denyAll({
-      id: keyText(key),
-      tier: "default",
-      order: FIRST_ORDER,
-      sortName: key.name,
-      selects: known.definition.namespaced
-        ? { op: "eq", label: "projectcalico.org/namespace", value: key.namespace }
-        : { op: "all" },
-      stage: "normal",
-    }, ["ingress", "egress"]);
+    const closed = denyAllOf(key, known.definition.namespaced ? labelIs(NAMESPACE_LABEL, key.namespace) : ALL);
     return { objects: [closed], problems: [{ subject: key, path: "", message, effect: "fail-closed" }] };
   }
 }
 
+/** What stands under a key is what the key says: as something else it would be another object, and what belongs there gone. */
+function misnaming(key: ResourceKey, resource: Resource, definition: KindDefinition): string | undefined {
+  const { name, namespace } = resource.metadata ?? {};
+  const found = [resource.kind, key.namespace === "" ? "" : namespace || "default", name];
+  const wanted = [definition.name, key.namespace, key.name];
+  if (found.every((part, i) => part === wanted[i])) return undefined;
+  const text = ([kind, namespace, name]: readonly unknown[]) =>
+    `${kind} ${namespace === "" ? "" : `${namespace}/`}${name}`;
+  return `found ${text(found)} stored under ${keyText(key)}, wanted ${text(wanted)}`;
+}
+
 function stubOf(change: Change, apiVersion: string, kind: string): Resource {
   const { namespace, name } = change.key;
-  return { apiVersion, kind, metadata: namespace === "" ? { name } : { name, namespace } };
+  const metadata = namespace === "" ? { name } : { name, namespace };
+  // Not absent, which in most kinds is fine and means something: unreadable, which is a fault in all of them.
+  return { apiVersion, kind, metadata, spec: "unreadable" };
 }

@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import type { Resource } from "../model/resource.ts";
 import type { NeutralPolicy } from "../model/rule.ts";
+import { formatSelector } from "../model/selector_format.ts";
 import { testRegistry } from "./test_registry.ts";
 import { createTranslator } from "./translation.ts";
 
@@ -51,6 +52,33 @@ test("a bad version after a deletion finds no good one any more", () => {
   expect(translator.problems()).toMatchObject([{ effect: "fail-closed" }]);
 });
 
+test.each([
+  ["another kind", { ...GOOD, kind: "Namespace", spec: undefined }, "found Namespace default/web stored under"],
+  [
+    "another name",
+    { ...GOOD, metadata: { name: "other", namespace: "default" } },
+    "found NetworkPolicy default/other stored under",
+  ],
+  [
+    "another namespace",
+    { ...GOOD, metadata: { name: "web", namespace: "prod" } },
+    "found NetworkPolicy prod/web stored under",
+  ],
+])("%s under a key is a problem, not a deletion of what belongs there", (_, value, message) => {
+  const translator = createTranslator(registry);
+  expect(allowing(translator.translate({ key, value })?.objects)).toBe(0);
+  translator.translate({ key, value: GOOD });
+  expect(translator.translate({ key, value })).toBeUndefined();
+  expect(translator.problems()).toMatchObject([{ subject: key, effect: "last-good" }]);
+  expect(translator.problems()[0]!.message).toStartWith(message);
+});
+
+test("a resource that leaves its namespace unsaid is in default", () => {
+  const translator = createTranslator(registry);
+  expect(allowing(translator.translate({ key, value: { ...GOOD, metadata: { name: "web" } } })?.objects)).toBe(1);
+  expect(translator.problems()).toEqual([]);
+});
+
 test("what cannot be read at all keeps its last good version", () => {
   const translator = createTranslator(registry);
   translator.translate({ key, value: GOOD });
@@ -58,11 +86,30 @@ test("what cannot be read at all keeps its last good version", () => {
   expect(translator.problems()).toMatchObject([{ message: "found no JSON", effect: "last-good" }]);
 });
 
-test("a policy that cannot be read at all closes its namespace", () => {
+test.each([
+  ["NetworkPolicy.networking.k8s.io", 'projectcalico.org/namespace == "default"'],
+  ["NetworkPolicy.projectcalico.org", 'projectcalico.org/namespace == "default"'],
+  ["GlobalNetworkPolicy.projectcalico.org", "all()"],
+  ["ClusterNetworkPolicy.policy.networking.k8s.io", "has(projectcalico.org/orchestrator)"],
+  ["Namespace", 'projectcalico.org/namespace == "web"'],
+  ["ServiceAccount", '(projectcalico.org/namespace == "default" && projectcalico.org/serviceaccount == "web")'],
+  ["Pod", 'manx/unreadable == "Pod/default/web"'],
+])("of %s nothing can be read but its name: %s is denied, both ways", (kind, selects) => {
   const translator = createTranslator(registry);
-  const [closed] = translator.translate({ key, problem: "found no JSON" })!.objects as NeutralPolicy[];
-  expect(allowing([closed])).toBe(0);
-  expect(JSON.stringify(closed!.selects)).toContain('"default"');
+  const namespace = registry.byKind(kind)!.definition.namespaced ? "default" : "";
+  const { objects } = translator.translate({ key: { kind, namespace, name: "web" }, problem: "found no JSON" })!;
+  const policies = objects.filter((object) => object.kind === "policy");
+  expect(policies.map((policy) => formatSelector(policy.selects))).toEqual([selects]);
+  expect(policies).toMatchObject([{ staged: false, ingress: [{ action: "deny" }], egress: [{ action: "deny" }] }]);
+  expect(translator.problems()).toMatchObject([{ message: "found no JSON", effect: "fail-closed" }]);
+});
+
+test("what is never enforced, or gives peers alone, gives nothing where it cannot be read", () => {
+  for (const kind of ["StagedNetworkPolicy.projectcalico.org", "Service", "EndpointSlice.discovery.k8s.io"]) {
+    const translator = createTranslator(registry);
+    const change = { key: { kind, namespace: "default", name: "web" }, problem: "found no JSON" };
+    expect(translator.translate(change)!.objects).toEqual([]);
+  }
 });
 
 test("a deleted problem is gone", () => {

@@ -1,7 +1,9 @@
 /** What the daemon shows to its API: everything a client may ask or cause, as plain data. */
 import type { Resource } from "../model/resource.ts";
+import type { LogEvent, LogQuery, LogsView } from "./packet_log_view.ts";
 import type { AddReply, AddRequest, CheckRequest, DelRequest, GcRequest } from "../sdk/attach.ts";
 import type { KindDefinition } from "../sdk/policy_source.ts";
+import type { Explainer } from "./explain.ts";
 
 /** One manifest text, several documents. All of it is stored or none. */
 export interface ManifestRequest {
@@ -83,6 +85,8 @@ export interface StatusView {
     readonly problems: readonly string[];
   };
   readonly routing: { readonly use: string; readonly converged: boolean; readonly problems: readonly string[] };
+  /** Logged packets; absent: no dataplane logs any. */
+  readonly logs?: LogsView;
   /** Workloads of this node. */
   readonly endpoints: number;
   readonly problems: readonly ProblemView[];
@@ -97,11 +101,31 @@ export interface StatusView {
     readonly addFailures: number;
     readonly dels: number;
   };
+  /** Absent: the dataplane cannot cut flows. */
+  readonly flowCuts?: FlowCutsView;
   /** Milliseconds, of the last up to 1,000 each. */
   /** `lease`, `wiring` and `policy` are parts of `add`; wiring and policy overlap. `round`: one pass of the reconcile loop. */
   readonly timings: Readonly<Record<"add" | "lease" | "wiring" | "policy" | "del" | "round", TimingView>>;
   /** Bytes. */
   readonly memory: { readonly rss: number };
+}
+
+/** Established flows that a change of policy denies. Counts since the start. */
+export interface FlowCutsView {
+  readonly state: "on" | "off";
+  /** Changes after which flows were looked at. */
+  readonly passes: number;
+  /** Flows that the kernel listed, those of them that were judged by policy, and what became of these. */
+  readonly listed: number;
+  readonly judged: number;
+  readonly cut: number;
+  /** Cut before, and allowed again. */
+  readonly restored: number;
+  /** Of addresses that their workloads have given up. */
+  readonly removed: number;
+  /** Found and not yet done. */
+  readonly pending: number;
+  readonly lastPassMs: number;
 }
 
 export interface PluginView {
@@ -146,8 +170,11 @@ export interface HostView {
     /** Whether an ADD could succeed now. */
     ready(signal?: AbortSignal): Promise<void>;
   };
+  readonly explainer: Explainer;
   /** Resolves with the milliseconds it took. @throws {ManxError} code `deadline` */
   wait(keys: readonly WaitKey[], deadlineMs: number, signal?: AbortSignal): Promise<number>;
+  /** Logged packets. @throws {ManxError} code `unavailable` where too many read them already */
+  logs(query: LogQuery, signal: AbortSignal): AsyncIterableIterator<LogEvent>;
   status(): StatusView;
   plugins(): readonly PluginView[];
   ipam(signal?: AbortSignal): Promise<IpamView>;

@@ -9,6 +9,8 @@ export function namespacedKernel(home: NetworkNamespace): KernelDoor {
   let elsewhere = 0;
   return {
     netlink: (protocol, options) => door.netlink(protocol, { namespace: home, ...options }),
+    xtables: (family, namespace = home) => door.xtables(family, namespace),
+    tryLock: (path) => door.tryLock(path),
     openNamespace: (path) => door.openNamespace(path),
     inNamespace: (namespace, body) => {
       elsewhere++;

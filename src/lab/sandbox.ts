@@ -134,6 +134,11 @@ export class Sandbox implements AsyncDisposable {
     return addresses;
   }
 
+  /** Returns when every node knows every attachment: an ADD answers for its own node alone. @throws {ManxError} code `deadline` */
+  async settled(): Promise<void> {
+    if (this.#daemons.length > 1) await this.inForce(await this.#daemons[0]!.list("workloadendpoints"));
+  }
+
   /** Detaches it; its namespace stays. @throws {ManxError} */
   async detach(pod: ScenarioPod): Promise<void> {
     await cniDel(this.#attachment(pod));
@@ -318,8 +323,7 @@ export class Sandbox implements AsyncDisposable {
     const outcomes = await Promise.allSettled(Array.from({ length: ATTACH_AT_ONCE }, attach));
     const failed = outcomes.find((outcome) => outcome.status === "rejected");
     if (failed !== undefined) throw failed.reason;
-    // An ADD answers for its own node; the others must know the pod, and the way to it, as well.
-    if (this.#daemons.length > 1) await this.inForce(await this.#daemons[0]!.list("workloadendpoints"));
+    await this.settled();
   }
 
   #attachment(pod: ScenarioPod): PodAttachment {

@@ -35,6 +35,14 @@ export function parseScenario(file: string, text: string): Scenario {
   return scenario;
 }
 
+/** What stands under `world:`, by itself: for those who take steps of their own. @throws {ScenarioError} */
+export function parseWorld(file: string, text: string): ScenarioWorld {
+  const reader = new YamlReader(file, text);
+  const world = reader.problems.length === 0 ? new ScenarioParser(reader).world(reader.root) : undefined;
+  if (reader.problems.length > 0 || world === undefined) throw new ScenarioError(reader.problems);
+  return world;
+}
+
 class ScenarioParser {
   readonly #reader: YamlReader;
   constructor(reader: YamlReader) {
@@ -46,7 +54,7 @@ class ScenarioParser {
     const fields = reader.mapping(reader.root, ["scenario", "world", "steps"]);
     if (fields === undefined) return undefined;
     const title = this.#required(fields, reader.root, "scenario", "one line of text");
-    const world = this.#world(fields.get("world"));
+    const world = this.world(fields.get("world"));
     const stepsField = fields.get("steps");
     if (stepsField === undefined) reader.refuse(reader.root, 'no field "steps"', "a list of steps");
     const stepFields = stepsField === undefined ? [] : reader.sequence(stepsField);
@@ -61,7 +69,7 @@ class ScenarioParser {
     return { file: reader.file, title: title ?? "", world, steps };
   }
 
-  #world(field: Field | undefined): ScenarioWorld {
+  world(field: Field | undefined): ScenarioWorld {
     const reader = this.#reader;
     const fields = field === undefined
       ? undefined

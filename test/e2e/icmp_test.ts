@@ -259,6 +259,13 @@ test(
       NEIGHBOURS,
     );
     expect(toPod).toEqual([...NEIGHBOURS]);
+    // What is forwarded is no discovery: two closed pods could talk by it.
+    const toOther = await arrivals(
+      { namespace: pod, address: addressOf(lab, "a", 6) },
+      { namespace: namespaceOf(lab, "b"), address: addressOf(lab, "b", 6) },
+      NEIGHBOURS,
+    );
+    expect(toOther).toEqual([]);
   },
   TEST_DEADLINE_MS,
 );

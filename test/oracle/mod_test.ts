@@ -52,7 +52,7 @@ test("neighbour discovery and listener messages never meet a workload's policy; 
   expect(from("fe80::1", 143)).toContain("end of tier default: Deny");
   expect(from("fe80::1", 128)).toStartWith("deny: workload default/b sends from an address");
   const to = { protocol: 58, source: "fe80::9", destination: "fd00::2", outInterface: "tap0", inInterface: "eth0" };
-  expect(verdict({ ...to, icmp: { type: 135, code: 0 } })).toStartWith("allow");
+  expect(verdict({ ...to, icmp: { type: 135, code: 0 } })).toStartWith("deny");
   expect(verdict({ ...to, icmp: { type: 137, code: 0 } })).toStartWith("deny");
 });
 

@@ -78,7 +78,7 @@ class Traveller {
   constructor(readonly node: Node, readonly journey: Journey, readonly why: string[]) {}
 
   leavesWorkload(workload: Endpoint): boolean {
-    return this.#exempt(workload, isNeighbourDiscovery(this.journey.packet), "neighbour discovery") ||
+    return this.#exempt(workload, this.#findsNeighbours && !this.#isForwarded, "neighbour discovery") ||
       this.#ask(workload, "egress", "normal") === "allow";
   }
 
@@ -89,8 +89,7 @@ class Traveller {
       return (hostOfAll === undefined || this.leavesHost(hostOfAll)) &&
         this.#exempt(workload, true, "sent by its own node");
     }
-    return this.#exempt(workload, isNeighbourDiscovery(this.journey.packet), "neighbour discovery") ||
-      this.#ask(workload, "ingress", "normal") === "allow";
+    return this.#ask(workload, "ingress", "normal") === "allow";
   }
 
   entersHost(host: Endpoint): boolean {
@@ -98,16 +97,23 @@ class Traveller {
     const { packet, original } = this.journey;
     const isFailsafe = isTo(inbound, original);
     // Without connection tracking an answer is known by its source port alone.
-    if (!this.#exempt(host, isFailsafe || isFrom(outbound, original), "failsafe port, before tracking")) {
+    if (
+      !this.#exempt(host, isFailsafe || isFrom(outbound, original), "failsafe port, before tracking") &&
+      !this.#exempt(host, this.#findsNeighbours, "neighbour discovery, before tracking")
+    ) {
       const verdict = this.#ask(host, "ingress", "untracked");
       if (verdict !== "none") return verdict === "allow";
     }
-    if (!this.#exempt(host, isFailsafe, "failsafe port, before DNAT")) {
+    if (
+      !this.#exempt(host, isFailsafe, "failsafe port, before DNAT") &&
+      !this.#exempt(host, this.#findsNeighbours, "neighbour discovery, before DNAT")
+    ) {
       const verdict = this.#ask(host, "ingress", "preDnat");
       if (verdict !== "none") return verdict === "allow";
     }
     if (this.#isForwarded) return this.#ask(host, "ingress", "forward") === "allow";
     return this.#exempt(host, isTo(inbound, packet), "failsafe port") ||
+      this.#exempt(host, this.#findsNeighbours, "neighbour discovery") ||
       this.#ask(host, "ingress", "normal") === "allow";
   }
 
@@ -116,12 +122,18 @@ class Traveller {
     const { inbound, outbound } = this.node.failsafe;
     const { packet, original } = this.journey;
     const isFailsafe = isTo(outbound, original) || isFrom(inbound, original);
+    if (this.#exempt(host, this.#findsNeighbours, "neighbour discovery")) return true;
     if (!this.#exempt(host, isFailsafe, "failsafe port, before tracking")) {
       const verdict = this.#ask(host, "egress", "untracked");
       if (verdict !== "none") return verdict === "allow";
     }
     return this.#exempt(host, isTo(outbound, packet), "failsafe port") ||
       this.#ask(host, "egress", "normal") === "allow";
+  }
+
+  /** It is of one link: forwarded, it is a packet like any other. Before routing nobody knows which it will be. */
+  get #findsNeighbours(): boolean {
+    return isNeighbourDiscovery(this.journey.packet);
   }
 
   get #isForwarded(): boolean {

@@ -10,7 +10,7 @@ import type {
 } from "../../../src/model/desired.ts";
 import { persistentMap } from "../../../src/model/persistent_map.ts";
 import type { TracedPacket } from "../trace.ts";
-import { address, list, rule, setId, tier } from "./world.ts";
+import { address, list, policy, rule, setId, tier } from "./world.ts";
 
 /** xorshift32: the same numbers from the same seed everywhere. */
 export function random(seed: number) {
@@ -42,10 +42,13 @@ const some = <T>(r: Random, make: () => T, most: number): T[] => Array.from({ le
 
 export function someSets(r: Random): DesiredState["sets"] {
   let sets: DesiredState["sets"] = persistentMap();
+  // Half of the worlds know single addresses only, as most do.
+  const prefixes = r.chance(0.5);
   for (const id of SET_IDS.slice(0, -1)) {
     const nets = r.chance(0.15)
       ? []
-      : some(r, () => r.chance(0.5) ? someNet(r) : makeCidr(r.chance(0.7) ? r.pick(HOSTS4) : r.pick(HOSTS6), 128), 5);
+      : some(r, () =>
+        prefixes && r.chance(0.5) ? someNet(r) : makeCidr(r.chance(0.7) ? r.pick(HOSTS4) : r.pick(HOSTS6), 128), 5);
     sets = sets.set(id, {
       id,
       kind: "net",
@@ -93,7 +96,25 @@ function someMatch(r: Random, ports: boolean): RuleMatch {
   return match;
 }
 
-function someRule(r: Random, action: Rule["action"]): Rule {
+/** As most are: some peers, some ports. */
+function plainRule(r: Random, action: Rule["action"]): Rule {
+  const first = r.pick(PORT_CHOICES);
+  const last = r.chance(0.8) ? first : Math.min(65535, first + r.below(8));
+  const peers = r.chance(0.85)
+    ? { sets: [r.pick(SET_IDS)] }
+    : r.chance(0.5)
+    ? { nets: some(r, () => makeCidr(r.pick(HOSTS4), 32), 2) }
+    : {};
+  const own = r.chance(0.9);
+  return rule(action, {
+    protocol: r.pick([6, 6, 17]),
+    from: own ? peers : {},
+    to: { ports: [{ first, last }], ...own ? {} : peers },
+  });
+}
+
+function someRule(r: Random, action: Rule["action"], plain: boolean): Rule {
+  if (plain || r.chance(0.3)) return plainRule(r, action);
   const kind = r.below(10);
   const protocol = kind < 6 ? r.pick([6, 6, 17, 132]) : kind === 6 ? r.pick([1, 58, 47]) : undefined;
   const ports = protocol === undefined ? r.chance(0.2) : protocol === 6 || protocol === 17 || protocol === 132;
@@ -114,25 +135,33 @@ function someRule(r: Random, action: Rule["action"]): Rule {
 }
 
 function somePolicies(r: Random, actions: readonly Rule["action"][], most: number, long: number): CompiledPolicy[] {
+  const plain = r.chance(0.3);
   return Array.from({ length: r.below(most + 1) }, (_, i) => {
     let action = r.pick(actions);
     const all = Array.from({ length: r.below(long) }, () => {
       if (r.chance(0.25)) action = r.pick(actions);
-      return someRule(r, action);
+      return someRule(r, action, plain);
     });
-    return { id: `p${i}`, staged: r.chance(0.1), rules: all };
+    return { ...policy(`p${i}`, ...all), staged: r.chance(0.1), ...r.chance(0.2) ? { logDenied: true } : {} };
   });
 }
 
 export function someList(r: Random, long: number): PolicyList {
   const tiers: PolicyTier[] = Array.from({ length: r.below(4) }, (_, i) => (
-    tier(
-      `t${i}`,
-      r.chance(0.5) ? "deny" : "pass",
-      ...somePolicies(r, ["allow", "allow", "deny", "pass", "log"], 3, long),
-    )
+    {
+      ...tier(
+        `t${i}`,
+        r.chance(0.5) ? "deny" : "pass",
+        ...somePolicies(r, ["allow", "allow", "deny", "pass", "log"], 3, long),
+      ),
+      ...r.chance(0.15) ? { logDenied: true as const } : {},
+    }
   )).filter((one) => one.policies.length > 0);
-  const profiles = somePolicies(r, ["allow", "deny", "pass"], 2, 4).map((one) => ({ ...one, staged: false }));
+  const profiles = somePolicies(r, ["allow", "deny", "pass"], 2, 4).map((one) => ({
+    ...one,
+    staged: false,
+    logDenied: undefined,
+  }));
   return list(tiers, profiles, r.chance(0.8) ? "deny" : "next");
 }
 

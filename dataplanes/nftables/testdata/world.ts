@@ -63,7 +63,12 @@ export function rule(action: Rule["action"], fields: RuleFields = {}): Rule {
   };
 }
 
-export const policy = (id: string, ...rules: readonly Rule[]): CompiledPolicy => ({ id, staged: false, rules });
+/** Rules are told apart by their place, as those of resources are. */
+export const policy = (id: string, ...rules: readonly Rule[]): CompiledPolicy => ({
+  id,
+  staged: false,
+  rules: rules.map((rule, index) => ({ ...rule, origin: { policy: id, direction: rule.origin.direction, index } })),
+});
 export const tier = (
   name: string,
   defaultAction: "deny" | "pass",

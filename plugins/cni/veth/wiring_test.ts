@@ -423,10 +423,12 @@ describe("a failure half-way", () => {
       dump: (operation, message) => step(operation, () => socket.dump(operation, message)),
       transaction: (...args) => socket.transaction(...args),
       requestBehind: (operation, messages) => step(operation, () => socket.requestBehind(operation, messages)),
+      dumpBehind: (operation, message) => step(operation, () => socket.dumpBehind(operation, message)),
       events: (signal) => socket.events(signal),
       [Symbol.dispose]: () => socket[Symbol.dispose](),
     });
     const door = {
+      ...kernel,
       calls: 0,
       netlink: (protocol: number, options?: object) => step("open", () => wrap(kernel.netlink(protocol, options))),
       openNamespace: (path: string) => step("open namespace", () => kernel.openNamespace(path)),

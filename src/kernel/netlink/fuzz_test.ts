@@ -5,7 +5,8 @@ import { DecodeError } from "../errors.ts";
 import { parseAcknowledgement, parseDone } from "./acknowledgement.ts";
 import { attributePath, decodeMessage, encodeMessage, type MessageSchema } from "./codec.ts";
 import { splitFrames } from "./frame.ts";
-import { flowMessage, parseFlow } from "./schema/conntrack.ts";
+import { flowEnds, flowMessage, parseFlow } from "./schema/conntrack.ts";
+import { NFULNL_MSG_PACKET, packetMessage, parseGroupPacket } from "./schema/nflog.ts";
 import { addressMessage, parseAddressMessage } from "./schema/rt_addr.ts";
 import { linkMessage, parseLink } from "./schema/rt_link.ts";
 import { neighbourMessage, parseNeighbour } from "./schema/rt_neigh.ts";
@@ -13,6 +14,7 @@ import { namespaceIdMessage, parseNamespaceId } from "./schema/rt_nsid.ts";
 import { parseRoute, routeMessage } from "./schema/rt_route.ts";
 import { parseRule, ruleMessage } from "./schema/rt_rule.ts";
 import captured from "./testdata/captured.json";
+import capturedPackets from "./testdata/captured_nflog.json";
 
 const seed = Number(Bun.env.MANX_FUZZ_SEED ?? 0x6d616e78);
 const ROUNDS = Number(Bun.env.MANX_FUZZ_ROUNDS ?? 20_000);
@@ -27,9 +29,18 @@ function randomFrom(state: number): () => number {
   };
 }
 
-const datagrams = captured.cases.flatMap((each) => [each.sent, ...each.received]).map((hex) =>
-  Uint8Array.from(hex.match(/../g)!, (pair) => parseInt(pair, 16))
-);
+/** struct nlmsghdr of a logged packet with so many bytes behind it. */
+function packetHead(payloadBytes: number): string {
+  const head = new DataView(new ArrayBuffer(16));
+  head.setUint32(0, 16 + payloadBytes, true);
+  head.setUint16(4, NFULNL_MSG_PACKET, true);
+  return Buffer.from(head.buffer).toString("hex");
+}
+
+const datagrams = [
+  ...captured.cases.flatMap((each) => [each.sent, ...each.received]),
+  ...capturedPackets.packets.map(({ payload }) => packetHead(payload.length / 2) + payload),
+].map((hex) => Uint8Array.from(hex.match(/../g)!, (pair) => parseInt(pair, 16)));
 
 const schemas = [
   linkMessage,
@@ -39,6 +50,7 @@ const schemas = [
   ruleMessage,
   flowMessage,
   namespaceIdMessage,
+  packetMessage,
 ].map(
   (schema) => schema as unknown as MessageSchema<object, unknown>,
 );
@@ -49,7 +61,9 @@ const parsers: readonly ((message: Pick<NetlinkMessage, "payload">) => unknown)[
   parseNeighbour,
   parseRule,
   parseFlow,
+  flowEnds,
   parseNamespaceId,
+  parseGroupPacket,
 ];
 
 const interesting = [0, 1, 2, 3, 4, 5, 7, 8, 0x0f, 0x10, 0x3f, 0x40, 0x7f, 0x80, 0xfe, 0xff];

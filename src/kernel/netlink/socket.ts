@@ -1,6 +1,6 @@
 /** Netlink sockets: requests, dumps, nfnetlink transactions and events over one protocol. */
-import { write } from "node:fs";
-import type { NetlinkMessage, NetlinkOptions, NetlinkSocket } from "../../sdk/kernel_door.ts";
+import { read, write } from "node:fs";
+import type { NetlinkMessage, NetlinkOptions, NetlinkSocket, NetlinkSubscription } from "../../sdk/kernel_door.ts";
 import { errnoOf, isErrno, KernelError } from "../errors.ts";
 import {
   AF,
@@ -65,6 +65,9 @@ const SEND_OVERHEAD_BYTES = 64 * 1024;
 /** The kernel fills at most 32 KiB with a dump; single answers (a link with hundreds of virtual functions) may be larger. */
 const DATAGRAM_MAX_BYTES = 512 * 1024;
 
+/** A dump read elsewhere: the kernel fills at most 32 KiB at a time, or one message. */
+const BEHIND_DATAGRAM_BYTES = 128 * 1024;
+
 /** All sockets of the thread share it: calls are synchronous and what they return is copied out. */
 let received: Uint8Array<ArrayBuffer> | undefined;
 let outgoing = buffer(64 * 1024);
@@ -72,23 +75,41 @@ const OUTGOING_KEEP_BYTES = 4 * 1024 * 1024;
 
 /** Opens a socket in `options.namespace`. @throws {KernelError} */
 export function openNetlink(protocol: number, options: NetlinkOptions = {}): NetlinkSocket {
-  const { namespace, groups = [] } = options;
+  const { namespace, groups = [], subscriptions = [], eventBufferBytes = RECEIVE_BUFFER_BYTES } = options;
   const openHere = () => {
-    const fd = openSocket(protocol, 0, []);
-    if (groups.length === 0) return { fd, eventFd: undefined };
+    const fd = openSocket(protocol, 0, [], RECEIVE_BUFFER_BYTES);
+    if (groups.length === 0 && subscriptions.length === 0) return { fd, eventFd: undefined };
     try {
       // Apart from the requests' socket, because events carry the sequence number of the request that caused them.
-      return { fd, eventFd: openSocket(protocol, SOCK.NONBLOCK, groups) };
+      return { fd, eventFd: openEvents(protocol, groups, subscriptions, eventBufferBytes) };
     } catch (error) {
       close(fd);
       throw error;
     }
   };
   const { fd, eventFd } = namespace === undefined ? openHere() : inNamespace(namespace, openHere);
-  return new Socket(fd, eventFd);
+  return new Socket(fd, eventFd, subscriptions.flatMap(({ end }) => end ?? []));
 }
 
-function openSocket(protocol: number, flags: number, groups: readonly number[]): number {
+function openEvents(
+  protocol: number,
+  groups: readonly number[],
+  subscriptions: readonly NetlinkSubscription[],
+  bufferBytes: number,
+): number {
+  const fd = openSocket(protocol, SOCK.NONBLOCK, groups, bufferBytes);
+  try {
+    if (subscriptions.length > 0) {
+      new Socket(fd, undefined).request("subscribe to netlink events", subscriptions.map(({ begin }) => begin));
+    }
+    return fd;
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
+}
+
+function openSocket(protocol: number, flags: number, groups: readonly number[], receiveBytes: number): number {
   const operation = `open netlink socket of protocol ${protocol}`;
   const fd = check(operation, socket(AF.NETLINK, SOCK.RAW | SOCK.CLOEXEC | flags, protocol));
   try {
@@ -96,8 +117,8 @@ function openSocket(protocol: number, flags: number, groups: readonly number[]):
     check(operation, setsockoptInt(fd, SOL.NETLINK, NETLINK_CAP_ACK, 1));
     // Makes rtnetlink honour the filters of a dump instead of ignoring them; older kernels lack it and lose only that.
     setsockoptInt(fd, SOL.NETLINK, NETLINK_GET_STRICT_CHK, 1);
-    if (setsockoptInt(fd, SOL.SOCKET, SO.RCVBUFFORCE, RECEIVE_BUFFER_BYTES) < 0) {
-      setsockoptInt(fd, SOL.SOCKET, SO.RCVBUF, RECEIVE_BUFFER_BYTES);
+    if (setsockoptInt(fd, SOL.SOCKET, SO.RCVBUFFORCE, receiveBytes) < 0) {
+      setsockoptInt(fd, SOL.SOCKET, SO.RCVBUF, receiveBytes);
     }
     check(operation, setsockoptTimeout(fd, SO.RCVTIMEO, ANSWER_TIMEOUT_MS));
     check(operation, bind(fd, netlinkSockaddr()));
@@ -116,12 +137,18 @@ class Socket implements NetlinkSocket {
   private sequence = 1;
   private sendBufferBytes = 0;
   private disposed = false;
-  /** A `requestBehind` is under way. */
+  /** A `requestBehind` or `dumpBehind` is under way. */
   private busyBehind = false;
+  /** A call of another thread still holds the descriptor's number. */
+  private heldBehind = false;
   /** Ends the event streams of a socket that is closed. */
   private readonly closing = new AbortController();
 
-  constructor(private readonly fd: number, private readonly eventFd: number | undefined) {
+  constructor(
+    private readonly fd: number,
+    private readonly eventFd: number | undefined,
+    private readonly unsubscriptions: readonly NetlinkMessage[] = [],
+  ) {
     const name = getsockname(fd);
     this.portId = new DataView(name.buffer).getUint32(4, true);
   }
@@ -188,16 +215,9 @@ class Socket implements NetlinkSocket {
     const bytes = outgoing.slice(0, totalBytes);
     this.busyBehind = true;
     try {
-      // write(2) to a netlink socket is a send to the kernel, and node:fs does it on a thread of its pool.
-      const { promise, resolve } = Promise.withResolvers<Error | null>();
-      write(this.fd, bytes, 0, bytes.length, null, resolve);
-      const failed = await promise as (Error & { errno?: number }) | null;
-      if (failed !== null) {
-        throw new KernelError(operation, Math.abs(failed.errno ?? Errno.EINVAL), {}, { cause: failed });
-      }
+      await this.writeBehind(operation, bytes);
     } finally {
       this.busyBehind = false;
-      if (this.disposed) close(this.fd);
     }
     if (this.disposed) return;
     const waiting = new Set(messages.keys());
@@ -211,6 +231,43 @@ class Socket implements NetlinkSocket {
       });
     }
     if (first !== undefined) throw first;
+  }
+
+  async *dumpBehind(
+    operation: string,
+    message: NetlinkMessage,
+  ): AsyncGenerator<readonly NetlinkMessage[], void, undefined> {
+    const { firstSequence, totalBytes } = this.layOut(operation, [message], MessageFlag.Dump);
+    const bytes = outgoing.slice(0, totalBytes), into = buffer(BEHIND_DATAGRAM_BYTES);
+    this.busyBehind = true;
+    let done = false, interrupted = false;
+    let failure: KernelError | undefined;
+    try {
+      // The kernel walks its table within the send and within each receive.
+      await this.writeBehind(operation, bytes);
+      while (!done) {
+        if (this.disposed) return;
+        const count = await this.readBehind(operation, into);
+        const messages: NetlinkMessage[] = [];
+        for (const frame of splitFrames(into.subarray(0, count))) {
+          if (frame.sequence !== firstSequence || done) continue;
+          if ((frame.flags & MessageFlag.DumpInterrupted) !== 0) interrupted = true;
+          if (frame.type === NLMSG_DONE || frame.type === NLMSG_ERROR) {
+            const parse = frame.type === NLMSG_DONE ? parseDone : parseAcknowledgement;
+            const acknowledgement = parse(frame.flags, frame.payload);
+            if (acknowledgement.errno !== 0) failure = kernelError(operation, acknowledgement, [message], 0);
+            done = true;
+          } else if (frame.type !== NLMSG_NOOP) messages.push(messageOf(frame));
+        }
+        if (messages.length > 0) yield messages;
+      }
+    } finally {
+      this.busyBehind = false;
+      // What is left of the dump would meet the next request.
+      if (!done) this[Symbol.dispose]();
+    }
+    if (failure !== undefined) throw failure;
+    if (interrupted) throw new KernelError(operation, Errno.EINTR, { kernelText: "a change interrupted the dump" });
   }
 
   dump(operation: string, message: NetlinkMessage): readonly NetlinkMessage[] {
@@ -325,9 +382,51 @@ class Socket implements NetlinkSocket {
     if (this.disposed) return;
     this.disposed = true;
     this.closing.abort();
-    // The other thread still holds the number; it closes it when it is through.
-    if (!this.busyBehind) close(this.fd);
-    if (this.eventFd !== undefined) close(this.eventFd);
+    if (!this.heldBehind) close(this.fd);
+    if (this.eventFd === undefined) return;
+    this.unsubscribe(this.eventFd);
+    close(this.eventFd);
+  }
+
+  /** The runtime closes its duplicate of the descriptor at a time of its own: until then the socket is open for the kernel. */
+  private unsubscribe(eventFd: number): void {
+    if (this.unsubscriptions.length === 0) return;
+    try {
+      new Socket(eventFd, undefined).sendMessages("unsubscribe from netlink events", this.unsubscriptions, 0);
+    } catch (error) {
+      // It ends with the socket at last.
+      if (!(error instanceof KernelError)) throw error;
+    }
+  }
+
+  /** Until a call of another thread has returned, closing waits. */
+  private async holding<T>(call: Promise<T>): Promise<T> {
+    this.heldBehind = true;
+    const outcome = await call;
+    this.heldBehind = false;
+    if (this.disposed) close(this.fd);
+    return outcome;
+  }
+
+  /** write(2) to a netlink socket is a send to the kernel, and node:fs does it on a thread of its pool. */
+  private async writeBehind(operation: string, bytes: Uint8Array): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<NodeJS.ErrnoException | null>();
+    write(this.fd, bytes, 0, bytes.length, null, resolve);
+    const failed = await this.holding(promise);
+    if (failed !== null) {
+      throw new KernelError(operation, Math.abs(failed.errno ?? Errno.EINVAL), {}, { cause: failed });
+    }
+  }
+
+  /** One datagram in; its length. */
+  private async readBehind(operation: string, into: Uint8Array<ArrayBuffer>): Promise<number> {
+    const { promise, resolve } = Promise.withResolvers<readonly [NodeJS.ErrnoException | null, number]>();
+    read(this.fd, into, 0, into.length, null, (failed, count) => resolve([failed, count]));
+    const [failed, count] = await this.holding(promise);
+    if (failed === null) return count;
+    const errno = Math.abs(failed.errno ?? Errno.EINVAL);
+    if (errno !== Errno.EAGAIN) throw new KernelError(operation, errno, {}, { cause: failed });
+    throw new KernelError(operation, errnoNoAnswer, { kernelText: `no answer within ${ANSWER_TIMEOUT_MS} ms` });
   }
 
   /** One datagram out; returns the sequence number of the first message, the others count up from it. */

@@ -11,13 +11,18 @@ import { runIn, thrownBy } from "../../testdata/tool_fixture.ts";
 import { NETLINK_NETFILTER, NETLINK_ROUTE, openNetlink } from "../socket.ts";
 import {
   delFlow,
+  expireFlow,
   type Flow,
+  flowEnds,
   FlowStatus,
   getFlow,
+  getFlowCount,
   getFlows,
+  markFlow,
   NFNLGRP_CONNTRACK_DESTROY,
   NFNLGRP_CONNTRACK_NEW,
   parseFlow,
+  parseFlowCount,
   tupleMatches,
 } from "./conntrack.ts";
 
@@ -148,6 +153,47 @@ test("a flow in a zone of its own is found and deleted by that zone", () => {
   );
   socket.request("delete flow", [delFlow(flow!)]);
   expect(zoned(7)).toEqual([]);
+});
+
+for (const text of ["127.0.0.1", "::1"]) {
+  test(`a flow on ${text} is marked bit by bit, and its end is fixed`, () => {
+    using namespace = trackingNamespace("change");
+    using socket = openNetlink(NETLINK_NETFILTER, { namespace });
+    const address = parseAddress(text), before = udpFlow(namespace, address);
+    const list = () => socket.dump("list flows", getFlows()).map(parseFlow);
+    const [flow] = list();
+    expect(flow).toMatchObject({ mark: 0, master: undefined });
+    socket.request("mark", [markFlow(flow!, 0xdead, 0xffff), markFlow(flow!, 0x20000, 0x20000)]);
+    expect(list()[0]).toMatchObject({ mark: 0x2dead, original: { sourcePort: before.clientPort } });
+    socket.request("unmark", [markFlow(flow!, 0, 0x20000)]);
+    expect(list()[0]!.mark).toBe(0xdead);
+    socket.request("end", [expireFlow(flow!, 500)]);
+    const ending = list()[0]!;
+    expect(ending.status & FlowStatus.FixedTimeout).toBe(FlowStatus.FixedTimeout);
+    expect(ending.timeoutSeconds).toBeGreaterThan(490);
+    expect(isErrno(thrownBy(() => socket.request("end", [expireFlow(ending, 5)])), "EPERM")).toBe(true);
+    const gone = { ...flow!, original: { ...flow!.original, sourcePort: 1 } };
+    expect(isErrno(thrownBy(() => socket.request("mark", [markFlow(gone, 1, 1)])), "ENOENT")).toBe(true);
+  });
+}
+
+test("flows are counted, and their ends are read as all of a flow is", () => {
+  using namespace = trackingNamespace("ends");
+  using socket = openNetlink(NETLINK_NETFILTER, { namespace });
+  const count = () => socket.request("count flows", [getFlowCount()]).map(parseFlowCount);
+  expect(count()).toEqual([0]);
+  udpFlow(namespace, parseAddress("127.0.0.1"));
+  udpFlow(namespace, parseAddress("::1"));
+  expect(count()).toEqual([2]);
+  const messages = socket.dump("list flows", getFlows());
+  expect(messages.map(flowEnds)).toEqual(
+    messages.map(parseFlow).map(({ original, reply }) => ({
+      source: original.source,
+      destination: original.destination,
+      replySource: reply.source,
+      replyDestination: reply.destination,
+    })),
+  );
 });
 
 test("flows are told as they come and go", async () => {

@@ -26,7 +26,15 @@ import {
   u8,
   Writer,
 } from "../codec.ts";
-import { data, expression, hookPriority, type Verdict, verdictFromWire, verdictToWire } from "./nftables_expression.ts";
+import {
+  counter,
+  data,
+  expression,
+  hookPriority,
+  type Verdict,
+  verdictFromWire,
+  verdictToWire,
+} from "./nftables_expression.ts";
 
 /** NETLINK_NETFILTER, include/uapi/linux/netlink.h. */
 export const NETLINK_NETFILTER = 12;
@@ -334,6 +342,8 @@ export interface SetDefinition {
   /** Upper bound of its elements: the kernel refuses more (ENFILE) and picks its hash by it. */
   readonly size?: number;
   readonly userdata?: Uint8Array;
+  /** Each element counts the packets whose lookup finds it. */
+  readonly counted?: boolean;
 }
 
 /** `id`: unique within its transaction; the kernel insists on one. */
@@ -352,6 +362,7 @@ export const newSet = (at: TableName, definition: SetDefinition, id: number): Ne
     },
     id,
     userdata: definition.userdata,
+    expression: definition.counted ? { name: "counter", data: {} } : undefined,
   });
 
 export const deleteSet = (at: TableName, name: string): NetlinkMessage =>
@@ -405,6 +416,10 @@ export interface WireElement {
   readonly flags?: number;
   readonly verdict?: Verdict;
   readonly data?: string;
+  /** What it is, for people: shown by `nft list`. At most 125 bytes of ASCII. */
+  readonly comment?: string;
+  /** Of a parsed element that counts. */
+  readonly counter?: { readonly packets: number; readonly bytes: number };
   /** Set on a parsed element with attributes beyond these: a timeout, expressions, an object. */
   readonly more?: true;
 }
@@ -426,21 +441,26 @@ export class ElementMessages {
 
   constructor(private readonly kind: "add" | "remove", private readonly at: TableName, private readonly set: string) {}
 
-  /** Fields as of `WireElement`. @throws {EncodeError} for a key that is too long */
-  add(key: string, verdict?: Verdict, keyEnd?: string, flags = 0): void {
+  /** Fields as of `WireElement`; `value`: verdict or data. @throws {EncodeError} for a key that is too long */
+  add(key: string, value?: Verdict | string, keyEnd?: string, flags = 0, comment?: string): void {
     if (key.length > KEY_MAX_BYTES) throw new EncodeError(`a key of ${key.length} bytes`, `at most ${KEY_MAX_BYTES}`);
     if (this.listAt < 0) this.start();
     const writer = this.writer;
     const at = writer.open(1 | NLA_F_NESTED);
     packedAttribute(writer, 1, key);
-    if (verdict !== undefined && this.kind === "add") {
+    if (value !== undefined && this.kind === "add") {
       const outer = writer.open(2 | NLA_F_NESTED);
-      data.encode(writer, { verdict: verdictToWire(verdict) }, {});
+      data.encode(writer, typeof value === "string" ? { value } : { verdict: verdictToWire(value) }, {});
       writer.close(outer);
     }
     if (flags !== 0) {
       const field = writer.open(3);
       writer.be32(flags);
+      writer.close(field);
+    }
+    if (comment !== undefined && this.kind === "add") {
+      const field = writer.open(6);
+      writer.latin1(`\0${String.fromCharCode(comment.length + 1)}${comment}\0`);
       writer.close(field);
     }
     if (keyEnd !== undefined) packedAttribute(writer, 10, keyEnd);
@@ -545,6 +565,8 @@ function eachAttribute(
 function readElement(reader: Reader, start: number, end: number): WireElement {
   let key: string | undefined, keyEnd: string | undefined, dataValue: string | undefined;
   let verdict: Verdict | undefined;
+  let counts: WireElement["counter"];
+  let comment: string | undefined;
   let flags = 0, more = false;
   for (let at = start; at < end;) {
     const length = reader.attributeLength(at, end);
@@ -559,6 +581,12 @@ function readElement(reader: Reader, start: number, end: number): WireElement {
       const value = data.decode(reader, from, to, {});
       if (value.verdict !== undefined) verdict = verdictFromWire(value.verdict);
       else if (value.value !== undefined) dataValue = value.value;
+    } else if (type === 6 && comment === undefined) {
+      comment = readComment(reader, from, to);
+      if (comment === undefined) more = true;
+    } else if (type === 7 && counts === undefined) {
+      counts = readCounter(reader, from, to);
+      if (counts === undefined) more = true;
     } else if (type !== 8) more = true;
     at += length + 3 & ~3;
   }
@@ -570,8 +598,31 @@ function readElement(reader: Reader, start: number, end: number): WireElement {
   if (flags !== 0) one.flags = flags;
   if (verdict !== undefined) one.verdict = verdict;
   if (dataValue !== undefined) one.data = dataValue;
+  if (comment !== undefined) one.comment = comment;
+  if (counts !== undefined) one.counter = counts;
   if (more) one.more = true;
   return one;
+}
+
+/** NFTA_SET_ELEM_USERDATA as nft writes it: NFTNL_UDATA_SET_ELEM_COMMENT (0), a length, text, NUL. Undefined where it is more. */
+function readComment(reader: Reader, start: number, end: number): string | undefined {
+  const text = reader.latin1(start, end);
+  return text.length > 2 && text[0] === "\0" && text.charCodeAt(1) === text.length - 2 && text.endsWith("\0")
+    ? text.slice(2, -1)
+    : undefined;
+}
+
+/** NFTA_SET_ELEM_EXPR; undefined where it is no counter. */
+function readCounter(reader: Reader, start: number, end: number): WireElement["counter"] {
+  let name: string | undefined, found: WireElement["counter"];
+  eachAttribute(reader, start, end, (type, from, to) => {
+    if (type === 1) name = reader.text(from, to);
+    else if (type === 2) {
+      const { packets = 0n, bytes = 0n } = counter.decode(reader, from, to, {});
+      found = { packets: Number(packets), bytes: Number(bytes) };
+    }
+  });
+  return name === "counter" ? found : undefined;
 }
 
 /** NFTA_DATA_VALUE within a key. */

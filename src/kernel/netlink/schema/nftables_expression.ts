@@ -38,7 +38,8 @@ const verdictAttributes = attrs({ code: [1, hookPriority], chain: [2, str], chai
 /** enum nft_data_attributes */
 export const data = attrs({ value: [1, packed], verdict: [2, verdictAttributes] });
 
-const counter = attrs({ bytes: [1, be64], packets: [2, be64], pad: [3, padding] });
+/** enum nft_counter_attributes */
+export const counter = attrs({ bytes: [1, be64], packets: [2, be64], pad: [3, padding] });
 const none = attrs({});
 
 /** NFTA_EXPR_DATA by NFTA_EXPR_NAME; each as `enum nft_NAME_attributes` of nf_tables.h has it. */
@@ -221,6 +222,10 @@ export type Expression =
     readonly xor: string;
   }
   | { readonly op: "lookup"; readonly set: string; readonly sreg: number; readonly invert: boolean }
+  /** Loads the data. */
+  | { readonly op: "immediate"; readonly dreg: number; readonly data: string }
+  /** Lookup in a map of data: what is found is loaded; nothing found ends the rule. */
+  | { readonly op: "map"; readonly set: string; readonly sreg: number; readonly dreg: number }
   /** Lookup in a verdict map: the verdict found is carried out; nothing found ends the rule. */
   | { readonly op: "vmap"; readonly set: string; readonly sreg: number }
   | { readonly op: "verdict"; readonly verdict: Verdict }
@@ -231,11 +236,15 @@ export type Expression =
   /** To NFLOG group `group`. */
   | { readonly op: "log"; readonly group: number; readonly prefix: string }
   | { readonly op: "notrack" }
+  /** Drops the packet and answers it with a TCP reset. Of TCP packets only. */
+  | { readonly op: "tcpReset" }
   | { readonly op: "masquerade" }
   /** Not understood: its name and a canonical text of its attributes. */
   | { readonly op: "other"; readonly name: string; readonly attributes: string };
 
 const REGISTER_VERDICT = 0;
+/** NFT_REJECT_TCP_RST of enum nft_reject_types. */
+const REJECT_TCP_RESET = 1;
 const registerToWire = (index: number): number => index % 4 === 0 ? 1 + index / 4 : 8 + index;
 /** NFT_REG_1 … NFT_REG_4 (16 bytes each) or NFT_REG32_00 … NFT_REG32_15, as a word index. */
 const registerFromWire = (wire: number): number => wire >= 1 && wire <= 4 ? (wire - 1) * 4 : wire - 8;
@@ -278,6 +287,12 @@ export function expressionToWire(one: Expression): WireExpression {
       };
     case "lookup":
       return { name: "lookup", data: { set: one.set, sreg: registerToWire(one.sreg), flags: one.invert ? 1 : 0 } };
+    case "immediate":
+      return { name: "immediate", data: { dreg: registerToWire(one.dreg), data: { value: one.data } } };
+    case "map": {
+      const [sreg, dreg] = [registerToWire(one.sreg), registerToWire(one.dreg)];
+      return { name: "lookup", data: { set: one.set, sreg, dreg } };
+    }
     case "vmap":
       return { name: "lookup", data: { set: one.set, sreg: registerToWire(one.sreg), dreg: REGISTER_VERDICT } };
     case "verdict":
@@ -293,6 +308,8 @@ export function expressionToWire(one: Expression): WireExpression {
       return { name: "log", data: { group: one.group, prefix: one.prefix } };
     case "notrack":
       return { name: "notrack" };
+    case "tcpReset":
+      return { name: "reject", data: { type: REJECT_TCP_RESET } };
     case "masquerade":
       return { name: "masq", data: {} };
     case "other":
@@ -374,15 +391,19 @@ function known(wire: WireExpression): Expression | undefined {
       if (dreg === undefined) {
         return { op: "lookup", set, sreg: registerFromWire(sreg), invert: ((flags ?? 0) & 1) !== 0 };
       }
-      return dreg === REGISTER_VERDICT && (flags ?? 0) === 0
+      if ((flags ?? 0) !== 0) return undefined;
+      return dreg === REGISTER_VERDICT
         ? { op: "vmap", set, sreg: registerFromWire(sreg) }
-        : undefined;
+        : { op: "map", set, sreg: registerFromWire(sreg), dreg: registerFromWire(dreg) };
     }
     case "immediate": {
       const { dreg, data } = wire.data as WireData<"immediate">;
-      return dreg === REGISTER_VERDICT && data?.verdict !== undefined
-        ? { op: "verdict", verdict: verdictFromWire(data.verdict) }
-        : undefined;
+      if (dreg === REGISTER_VERDICT && data?.verdict !== undefined) {
+        return { op: "verdict", verdict: verdictFromWire(data.verdict) };
+      }
+      return dreg === undefined || data?.value === undefined
+        ? undefined
+        : { op: "immediate", dreg: registerFromWire(dreg), data: data.value };
     }
     case "counter":
       return { op: "counter" };
@@ -400,6 +421,8 @@ function known(wire: WireExpression): Expression | undefined {
     }
     case "notrack":
       return { op: "notrack" };
+    case "reject":
+      return (wire.data as WireData<"reject">).type === REJECT_TCP_RESET ? { op: "tcpReset" } : undefined;
     case "masq": {
       const { flags, portMinReg } = wire.data as WireData<"masq"> ?? {};
       return flags || portMinReg !== undefined ? undefined : { op: "masquerade" };
