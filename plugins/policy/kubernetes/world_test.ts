@@ -1,7 +1,7 @@
 /** The kinds that describe the world: what endpoints, namespaces and services they stand for. */
 import { expect, test } from "bun:test";
 import { parse } from "yaml";
-import { formatAddress } from "../../../src/model/address.ts";
+import { formatAddress, formatCidr } from "../../../src/model/address.ts";
 import type { Resource } from "../../../src/model/resource.ts";
 import { formatPolicy } from "../../../src/model/rule_format.ts";
 import type { WorldObject } from "../../../src/model/world.ts";
@@ -15,6 +15,7 @@ function plain(object: WorldObject | undefined): unknown {
   return JSON.parse(JSON.stringify(object, (key, value) => {
     if (value instanceof Map) return Object.fromEntries(value);
     if (/ddresses$/.test(key)) return value.map(formatAddress);
+    if (key === "sourceRanges") return value.map(formatCidr);
     return key === "address" ? formatAddress(value) : value;
   }));
 }
@@ -178,6 +179,45 @@ test("a headless service has no address, one for an external name is none at all
   expect(kubernetesSource.translate(external)).toEqual({ objects: [], problems: [] });
 });
 
+const LOAD_BALANCER = `
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: a, creationTimestamp: "2026-01-02T03:04:05Z" }
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  loadBalancerSourceRanges: [" 203.0.113.0/24 ", "2001:db8::1/32"]
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 30001
+  ports: [{ port: 80 }]
+`;
+
+test("a service says when it was made and who may use its load balancer", () => {
+  expect(only(LOAD_BALANCER)).toMatchObject({
+    createdMs: Date.UTC(2026, 0, 2, 3, 4, 5),
+    sourceRanges: ["203.0.113.0/24", "2001:db8::/32"],
+    healthCheckNodePort: 30001,
+  });
+  const bad = kubernetesSource.validate(read(LOAD_BALANCER.replace("2001:db8::1/32", "all")));
+  expect(bad.map(({ path }) => path)).toEqual(["spec.loadBalancerSourceRanges[1]"]);
+});
+
+test.each([
+  ["type: LoadBalancer", "type: NodePort"],
+  ["externalTrafficPolicy: Local", "externalTrafficPolicy: Cluster"],
+  ["healthCheckNodePort: 30001", "healthCheckNodePort: 0"],
+])("only a load balancer for local endpoints is checked: %s → %s", (from, to) => {
+  expect(LOAD_BALANCER).toContain(from);
+  expect(only(LOAD_BALANCER.replace(from, to))).not.toHaveProperty("healthCheckNodePort");
+});
+
+test("labels say that a service is headless, or that another proxy forwards for it", () => {
+  const labelled = (label: string) => only(LOAD_BALANCER.replace("name: web", `labels: { ${label} }, name: web`));
+  expect(labelled('service.kubernetes.io/headless: ""')).toMatchObject({ clusterAddresses: [] });
+  expect(labelled("service.kubernetes.io/service-proxy-name: other")).toMatchObject({ proxiedElsewhere: true });
+  expect(labelled("a: b")).not.toHaveProperty("proxiedElsewhere");
+});
+
 const SLICE = `
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -201,6 +241,21 @@ test("an endpoint slice gives its service backends; unknown readiness is readine
       { address: "10.0.0.2", ready: false, serving: true, terminating: true },
     ],
   });
+});
+
+test("hints of an endpoint are the zones and nodes that it is meant for", () => {
+  const hinted = (hints: string) =>
+    kubernetesSource.translate(read(SLICE.replace("nodeName: n1", `nodeName: n1, zone: far, hints: ${hints}`)));
+  const { objects, problems } = hinted("{ forZones: [{ name: east }, { name: west }], forNodes: [{ name: n1 }] }");
+  expect(problems).toEqual([]);
+  expect(plain(objects[0])).toMatchObject({ backends: [{ forZones: ["east", "west"], forNodes: ["n1"] }, {}] });
+  expect(plain(hinted("{ forZones: [] }").objects[0])).toEqual(
+    plain(kubernetesSource.translate(read(SLICE)).objects[0]),
+  );
+  expect(hinted("{ forZones: [{ zone: east }] }").problems.map(({ path }) => path)).toEqual([
+    "endpoints[0].hints.forZones[0].zone",
+    "endpoints[0].hints.forZones[0].name",
+  ]);
 });
 
 test.each([
