@@ -15,6 +15,7 @@ export const BUILTIN: Readonly<Record<PluginKind, Readonly<Record<string, Load>>
   dataplane: {
     nftables: load(() => import("../../dataplanes/nftables/mod.ts")),
     iptables: load(() => import("../../dataplanes/iptables/mod.ts")),
+    ipvs: load(() => import("../../dataplanes/ipvs/mod.ts")),
     memory: load(() => import("../../dataplanes/memory/mod.ts")),
   },
   routing: {

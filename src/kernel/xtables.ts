@@ -71,7 +71,11 @@ class Socket implements XtablesSocket {
   private readonly tool: string;
   private disposed = false;
 
-  constructor(private readonly family: Family, private readonly fd: number, private readonly namesFd: number | undefined) {
+  constructor(
+    private readonly family: Family,
+    private readonly fd: number,
+    private readonly namesFd: number | undefined,
+  ) {
     this.level = family === 4 ? SOL.IP : SOL.IPV6;
     this.tool = family === 4 ? "iptables" : "ip6tables";
   }
@@ -107,7 +111,12 @@ class Socket implements XtablesSocket {
     return bytes.subarray(GET_ENTRIES_BYTES);
   }
 
-  replace(operation: string, info: XtablesInfo, entries: Uint8Array<ArrayBuffer>, replaced: number): Uint8Array<ArrayBuffer> {
+  replace(
+    operation: string,
+    info: XtablesInfo,
+    entries: Uint8Array<ArrayBuffer>,
+    replaced: number,
+  ): Uint8Array<ArrayBuffer> {
     const counters = buffer(Math.max(1, replaced) * COUNTER_BYTES);
     const bytes = buffer(REPLACE_BYTES + entries.length);
     const view = new DataView(bytes.buffer);

@@ -69,6 +69,12 @@ export interface Dataplane extends AsyncDisposable {
   /** Yields when something foreign touched what is ours: time to `resync`. */
   drift(signal: AbortSignal): AsyncIterable<string>;
   /**
+   * How the kernel differs from the state last given to `apply`, a line each for people: `+ ` is wanted and not there, `- ` is
+   * there of ours and not wanted, `~ ` says how much more there is. Empty: it is as wanted, and a `resync` would send nothing. Changes
+   * nothing. Absent: it cannot tell. @throws {Error} where the kernel cannot be read
+   */
+  diff?(signal?: AbortSignal): Promise<readonly string[]>;
+  /**
    * What the rules of a list have decided since they came into force. A rule's counter is one for all endpoints that the rule
    * applies to, and survives changes of other rules; the defaults of a list (of a tier, and where no profile matches) are
    * counted for the list, from its last change on. Staged policies count what they would have decided. Absent: it does not
@@ -85,6 +91,13 @@ export interface Dataplane extends AsyncDisposable {
    * policy says. Who sets it: src/host/flow_cuts.ts. Absent: it cannot.
    */
   readonly cutMark?: number | undefined;
+  /**
+   * One bit of the packet mark: what carries it, this dataplane has forwarded (a service's packet to its backend) and it never meets the
+   * FORWARD hook, only OUTPUT and POSTROUTING. The owner of policy must judge it there. Absent: all that is forwarded meets FORWARD.
+   */
+  readonly forwardMark?: number | undefined;
+  /** Of the owner of policy: packets with this bit of the mark are judged on their way out, as the forwarded ones that they are. Absent: none. */
+  readonly judgesForwardMark?: number | undefined;
   /** Removes everything that is ours, and nothing else. */
   sweep(signal?: AbortSignal): Promise<Report>;
 }

@@ -99,7 +99,12 @@ export interface XtablesSocket extends Disposable {
    * IPT_SO_SET_REPLACE: the whole table at once. `replaced`: how many entries it has now. Answers their last counters, 16 bytes each;
    * the new entries begin at zero. @throws {KernelError} EAGAIN where there are not so many entries by now
    */
-  replace(operation: string, table: XtablesInfo, entries: Uint8Array<ArrayBuffer>, replaced: number): Uint8Array<ArrayBuffer>;
+  replace(
+    operation: string,
+    table: XtablesInfo,
+    entries: Uint8Array<ArrayBuffer>,
+    replaced: number,
+  ): Uint8Array<ArrayBuffer>;
   /** IPT_SO_SET_ADD_COUNTERS: 16 bytes (packets, bytes) for each entry. @throws {KernelError} */
   addCounters(table: string, counters: Uint8Array): void;
   /** Whether the kernel has this revision of an extension. */

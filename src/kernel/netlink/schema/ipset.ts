@@ -21,9 +21,30 @@ export const SET_NAME_MAX_BYTES = 31;
 const NESTED = 0x8000;
 const NETWORK_ORDER = 0x4000;
 /** IPSET_ATTR_* of commands. */
-const Attribute = { Protocol: 1, Name: 2, TypeName: 3, Revision: 4, Family: 5, Flags: 6, Data: 7, Elements: 8, Line: 9, Index: 11 };
+const Attribute = {
+  Protocol: 1,
+  Name: 2,
+  TypeName: 3,
+  Revision: 4,
+  Family: 5,
+  Flags: 6,
+  Data: 7,
+  Elements: 8,
+  Line: 9,
+  Index: 11,
+};
 /** IPSET_ATTR_* of a set's data and of elements. */
-const Data = { Ip: 1, Cidr: 3, Port: 4, Protocol: 7, HashSize: 18, MaxElements: 19, Interface: 23, Count: 24, References: 25 };
+const Data = {
+  Ip: 1,
+  Cidr: 3,
+  Port: 4,
+  Protocol: 7,
+  HashSize: 18,
+  MaxElements: 19,
+  Interface: 23,
+  Count: 24,
+  References: 25,
+};
 
 /** IPSET_ERR_* where callers branch on them, as the errno that it comes with. */
 export const IpsetErrno = { Busy: 4100, TypeMismatch: 4102, Exists: 4103, Full: 4352 } as const;
@@ -75,20 +96,23 @@ const answer = attrs({
 });
 const setMessage = messageSchema("ip set", nfgenHeader, answer);
 
-function message(
-  command: number,
-  flags: number,
-  name: string | undefined,
-  body: (writer: Writer) => void = () => {},
-  capacityBytes = 256,
-): NetlinkMessage {
-  const writer = new Writer(capacityBytes);
+function putHead(writer: Writer, name: string | undefined): void {
   // struct nfgenmsg
   writer.u8(AF_UNSPEC);
   writer.u8(0);
   writer.u16(0);
   put(writer, Attribute.Protocol, () => writer.u8(PROTOCOL));
   if (name !== undefined) putName(writer, Attribute.Name, name);
+}
+
+function message(
+  command: number,
+  flags: number,
+  name: string | undefined,
+  body: (writer: Writer) => void = () => {},
+): NetlinkMessage {
+  const writer = new Writer(256);
+  putHead(writer, name);
   body(writer);
   return { type: SUBSYSTEM | command, flags, payload: writer.bytes.subarray(0, writer.length), schema: setMessage };
 }
@@ -135,40 +159,123 @@ export const destroySet = (name: string): NetlinkMessage => message(Command.Dest
 export const swapSets = (one: string, other: string): NetlinkMessage =>
   message(Command.Swap, 0, one, (writer) => putName(writer, Attribute.TypeName, other));
 
-export const addMembers = (set: SetName, members: Iterable<string>): readonly NetlinkMessage[] =>
-  memberMessages(Command.Add, set, members);
-export const deleteMembers = (set: SetName, members: Iterable<string>): readonly NetlinkMessage[] =>
-  memberMessages(Command.Del, set, members);
+/** Messages that add members, or delete them. What is there already is added again, what is not there is deleted, without error. */
+export class MemberMessages {
+  readonly messages: NetlinkMessage[] = [];
+  /** Members so far. */
+  count = 0;
+  private writer: Writer | undefined;
+  private elements = 0;
 
-/** What is there already is added again, what is not there is deleted, without error. */
-function memberMessages(command: number, { name, kind, family }: SetName, members: Iterable<string>): NetlinkMessage[] {
-  const messages: NetlinkMessage[] = [];
-  const iterator = members[Symbol.iterator]();
-  let next = iterator.next();
-  while (next.done !== true) {
-    messages.push(message(command, 0, name, (writer) => {
-      put(writer, Attribute.Line | NETWORK_ORDER, () => writer.be32(0));
-      put(writer, Attribute.Elements | NESTED, () => {
-        const start = writer.length;
-        for (; next.done !== true && writer.length - start < ELEMENTS_BYTES; next = iterator.next()) {
-          putMember(writer, kind, family, next.value);
-        }
-      });
-    }, ELEMENTS_BYTES + 512));
+  constructor(private readonly set: SetName, private readonly action: "add" | "delete") {}
+
+  put(member: string): void {
+    const { kind, family } = this.set;
+    const writer = this.open();
+    putMember(writer, kind, family, member);
+    this.count++;
+    if (writer.length - this.elements >= ELEMENTS_BYTES) this.close();
   }
-  return messages;
+
+  /** Members of kind `net` one after another. */
+  putPacked(members: Uint8Array): void {
+    const { family } = this.set;
+    const memberBytes = family === 4 ? 5 : 17;
+    for (let at = 0; at < members.length; at += memberBytes) {
+      const writer = this.open();
+      putPackedMember(writer, family, members, at);
+      this.count++;
+      if (writer.length - this.elements >= ELEMENTS_BYTES) this.close();
+    }
+  }
+
+  private open(): Writer {
+    let { writer } = this;
+    if (writer !== undefined) return writer;
+    this.writer = writer = new Writer(ELEMENTS_BYTES + 512);
+    putHead(writer, this.set.name);
+    const line = writer.open(Attribute.Line | NETWORK_ORDER);
+    writer.be32(0);
+    writer.close(line);
+    this.elements = writer.open(Attribute.Elements | NESTED);
+    return writer;
+  }
+
+  finish(): readonly NetlinkMessage[] {
+    this.close();
+    return this.messages;
+  }
+
+  private close(): void {
+    const { writer } = this;
+    if (writer === undefined) return;
+    writer.close(this.elements);
+    const type = SUBSYSTEM | (this.action === "add" ? Command.Add : Command.Del);
+    this.messages.push({ type, flags: 0, payload: writer.bytes.subarray(0, writer.length), schema: setMessage });
+    this.writer = undefined;
+  }
 }
 
-/** By hand: there may be a hundred thousand. */
+const memberMessages = (
+  set: SetName,
+  action: "add" | "delete",
+  members: Iterable<string>,
+): readonly NetlinkMessage[] => {
+  const messages = new MemberMessages(set, action);
+  for (const member of members) messages.put(member);
+  return messages.finish();
+};
+export const addMembers = (set: SetName, members: Iterable<string>): readonly NetlinkMessage[] =>
+  memberMessages(set, "add", members);
+export const deleteMembers = (set: SetName, members: Iterable<string>): readonly NetlinkMessage[] =>
+  memberMessages(set, "delete", members);
+
+/**
+ * By hand, byte by byte: there may be a hundred thousand. An element is IPSET_ATTR_DATA of IPSET_ATTR_IP, which nests the
+ * address, and of whatever else its kind has. Answers where the address goes.
+ */
+function beginMember(writer: Writer, family: Family): number {
+  const addressBytes = family === 4 ? 4 : 16;
+  const start = writer.reserve(MEMBER_HEAD_BYTES + addressBytes);
+  const { bytes } = writer;
+  bytes[start] = MEMBER_HEAD_BYTES + addressBytes;
+  bytes[start + 1] = 0;
+  bytes[start + 2] = Attribute.Data;
+  bytes[start + 3] = NESTED >> 8;
+  bytes[start + 4] = 8 + addressBytes;
+  bytes[start + 5] = 0;
+  bytes[start + 6] = Data.Ip;
+  bytes[start + 7] = NESTED >> 8;
+  bytes[start + 8] = 4 + addressBytes;
+  bytes[start + 9] = 0;
+  bytes[start + 10] = family === 4 ? 1 : 2;
+  bytes[start + 11] = NETWORK_ORDER >> 8;
+  return start + MEMBER_HEAD_BYTES;
+}
+const MEMBER_HEAD_BYTES = 12;
+
+function putPrefix(writer: Writer, prefix: number): void {
+  const cidr = writer.open(Data.Cidr);
+  writer.u8(prefix);
+  writer.close(cidr);
+}
+
+function putPackedMember(writer: Writer, family: Family, members: Uint8Array, at: number): void {
+  const addressBytes = family === 4 ? 4 : 16;
+  const to = beginMember(writer, family);
+  const { bytes } = writer;
+  for (let i = 0; i < addressBytes; i++) bytes[to + i] = members[at + i]!;
+  const prefix = members[at + addressBytes]!;
+  if (prefix === addressBytes * 8) return;
+  putPrefix(writer, prefix);
+  writer.view.setUint16(to - MEMBER_HEAD_BYTES, writer.length - to + MEMBER_HEAD_BYTES, true);
+}
+
 function putMember(writer: Writer, kind: SetKind, family: Family, member: string): void {
   const addressBytes = family === 4 ? 4 : 16;
-  const element = writer.open(Attribute.Data | NESTED);
-  const holder = writer.open(Data.Ip | NESTED);
-  const one = writer.open((family === 4 ? 1 : 2) | NETWORK_ORDER);
-  const at = writer.reserve(addressBytes);
-  for (let i = 0; i < addressBytes; i++) writer.bytes[at + i] = member.charCodeAt(i);
-  writer.close(one);
-  writer.close(holder);
+  const to = beginMember(writer, family);
+  const { bytes } = writer;
+  for (let i = 0; i < addressBytes; i++) bytes[to + i] = member.charCodeAt(i);
   if (kind === "port") {
     const port = writer.open(Data.Port | NETWORK_ORDER);
     writer.be16(member.charCodeAt(addressBytes + 1) << 8 | member.charCodeAt(addressBytes + 2));
@@ -178,11 +285,7 @@ function putMember(writer: Writer, kind: SetKind, family: Family, member: string
     writer.close(protocol);
   } else {
     const prefix = member.charCodeAt(addressBytes);
-    if (prefix !== addressBytes * 8) {
-      const cidr = writer.open(Data.Cidr);
-      writer.u8(prefix);
-      writer.close(cidr);
-    }
+    if (prefix !== addressBytes * 8) putPrefix(writer, prefix);
     if (kind === "interface") {
       const name = writer.open(Data.Interface);
       writer.text(member.slice(addressBytes + 1));
@@ -190,14 +293,17 @@ function putMember(writer: Writer, kind: SetKind, family: Family, member: string
       writer.close(name);
     }
   }
-  writer.close(element);
+  // All parts are padded to 4 bytes.
+  writer.view.setUint16(to - MEMBER_HEAD_BYTES, writer.length - to + MEMBER_HEAD_BYTES, true);
 }
 
 export const interfaceMember = (address: Address, interfaceName: string): string =>
   address + String.fromCharCode(address.length * 8) + interfaceName;
 
 /** All sets, or one. `headers`: without their members. */
-export const listSets = ({ name, headers = false }: { readonly name?: string; readonly headers?: boolean } = {}): NetlinkMessage =>
+export const listSets = (
+  { name, headers = false }: { readonly name?: string; readonly headers?: boolean } = {},
+): NetlinkMessage =>
   message(Command.List, 0, name, (writer) => {
     if (headers) put(writer, Attribute.Flags | NETWORK_ORDER, () => writer.be32(LIST_HEADER));
   });
@@ -246,7 +352,11 @@ export function parseSetPart(received: Pick<NetlinkMessage, "payload">): SetPart
 }
 
 /** Elements of any kind, each as its bytes say. */
-function elements(): { nested: true; encode(): never; decode(reader: Reader, start: number, end: number): readonly string[] } {
+function elements(): {
+  nested: true;
+  encode(): never;
+  decode(reader: Reader, start: number, end: number): readonly string[];
+} {
   return {
     nested: true,
     encode: () => {

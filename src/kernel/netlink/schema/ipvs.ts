@@ -41,7 +41,14 @@ export const IpvsCommand = {
 } as const;
 
 /** IP_VS_SVC_F_*. The three of the schedulers: `sh` and `mh` know the first (fallback) and the second (port); the third means nothing to any. */
-export const ServiceFlag = { Persistent: 0x1, Hashed: 0x2, OnePacket: 0x4, Scheduler1: 0x8, Scheduler2: 0x10, Scheduler3: 0x20 } as const;
+export const ServiceFlag = {
+  Persistent: 0x1,
+  Hashed: 0x2,
+  OnePacket: 0x4,
+  Scheduler1: 0x8,
+  Scheduler2: 0x10,
+  Scheduler3: 0x20,
+} as const;
 /** IP_VS_CONN_F_FWD_MASK and what it covers. */
 export const ForwardMethod = { Masquerade: 0, LocalNode: 1, Tunnel: 2, DirectRoute: 3, Bypass: 4 } as const;
 const FORWARD_MASK = 0x7;

@@ -372,6 +372,14 @@ export const deleteSet = (at: TableName, name: string): NetlinkMessage =>
 export const getSets = (at: TableName): NetlinkMessage =>
   encodeMessage(setMessage, NftMessage.GetSet, 0, header(at), { table: at.table });
 
+/** Answered with each of the elements, or ENOENT where one is missing. */
+export const getElementsAt = (at: TableName, setName: string, keys: readonly string[]): NetlinkMessage =>
+  encodeMessage(elementMessage, NftMessage.GetElement, 0, header(at), {
+    table: at.table,
+    set: setName,
+    elements: keys.map((value) => ({ key: { value } })),
+  });
+
 /** To be dumped: the elements of one set. */
 export const getElements = (at: TableName, setName: string): NetlinkMessage =>
   encodeMessage(elementMessage, NftMessage.GetElement, 0, header(at), { table: at.table, set: setName });

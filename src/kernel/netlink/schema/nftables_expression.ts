@@ -178,7 +178,7 @@ export function verdictFromWire(wire: Infer<typeof verdictAttributes>): Verdict 
 }
 
 /** enum nft_meta_keys, those whose meaning we use. */
-const META_KEYS = { mark: 3, iifname: 6, oifname: 7, nfproto: 15, l4proto: 16 } as const;
+const META_KEYS = { priority: 2, mark: 3, iifname: 6, oifname: 7, nfproto: 15, l4proto: 16 } as const;
 /** enum nft_ct_keys. */
 const CT_KEYS = { state: 0, direction: 1, status: 2, mark: 3 } as const;
 /** enum nft_payload_bases. */
@@ -198,6 +198,7 @@ export type Comparison = typeof COMPARISONS[number];
 export type Expression =
   | { readonly op: "meta"; readonly key: MetaKey; readonly dreg: number }
   | { readonly op: "setMark"; readonly sreg: number }
+  | { readonly op: "setPriority"; readonly sreg: number }
   | {
     readonly op: "payload";
     readonly base: PayloadBase;
@@ -238,13 +239,47 @@ export type Expression =
   | { readonly op: "notrack" }
   /** Drops the packet and answers it with a TCP reset. Of TCP packets only. */
   | { readonly op: "tcpReset" }
+  /** Drops the packet and answers it with ICMP or ICMPv6 "port unreachable". */
+  | { readonly op: "portUnreachable" }
   | { readonly op: "masquerade" }
+  /** The destination's kind in the routing tables, an RTN_* number in host byte order. */
+  | { readonly op: "destinationType"; readonly dreg: number }
+  /** A random number from `offset` to `offset + modulus - 1`, in host byte order. */
+  | { readonly op: "random"; readonly modulus: number; readonly offset: number; readonly dreg: number }
+  /** Another destination for the flow; ends the chain as `accept` does. */
+  | { readonly op: "dnat"; readonly family: 4 | 6; readonly addressSreg: number; readonly portSreg: number }
+  /**
+   * An element of a dynamic map. `update` adds it, or begins its time anew where it is there (its data stay); a map that is full ends the
+   * rule. `delete` takes it away. Without seconds the map's own time.
+   */
+  | {
+    readonly op: "dynamic";
+    readonly action: "update" | "delete";
+    readonly set: string;
+    readonly keySreg: number;
+    readonly dataSreg: number;
+    readonly seconds?: number;
+  }
   /** Not understood: its name and a canonical text of its attributes. */
   | { readonly op: "other"; readonly name: string; readonly attributes: string };
 
 const REGISTER_VERDICT = 0;
 /** NFT_REJECT_TCP_RST of enum nft_reject_types. */
 const REJECT_TCP_RESET = 1;
+/** NFT_REJECT_ICMPX_UNREACH of enum nft_reject_types, NFT_REJECT_ICMPX_PORT_UNREACH of enum nft_reject_inet_code. */
+const REJECT_ICMPX = 2, ICMPX_PORT_UNREACHABLE = 1;
+/** NFT_FIB_RESULT_ADDRTYPE of enum nft_fib_result, NFTA_FIB_F_DADDR of enum nft_fib_flags. */
+const FIB_ADDRESS_TYPE = 3, FIB_DESTINATION = 2;
+/** NFT_NG_RANDOM of enum nft_ng_types. */
+const NUMGEN_RANDOM = 1;
+/** NFT_NAT_DNAT of enum nft_nat_types. */
+const NAT_DESTINATION = 1;
+/** NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED of include/uapi/linux/netfilter/nf_nat.h: the kernel sets them itself. */
+const NAT_RANGE_FLAGS = 3;
+/** NFPROTO_* of include/uapi/linux/netfilter.h. */
+const NAT_FAMILIES = { 4: 2, 6: 10 } as const;
+/** enum nft_dynset_ops. */
+const DYNAMIC_ACTIONS = { update: 1, delete: 2 } as const;
 const registerToWire = (index: number): number => index % 4 === 0 ? 1 + index / 4 : 8 + index;
 /** NFT_REG_1 … NFT_REG_4 (16 bytes each) or NFT_REG32_00 … NFT_REG32_15, as a word index. */
 const registerFromWire = (wire: number): number => wire >= 1 && wire <= 4 ? (wire - 1) * 4 : wire - 8;
@@ -256,6 +291,8 @@ export function expressionToWire(one: Expression): WireExpression {
       return { name: "meta", data: { dreg: registerToWire(one.dreg), key: META_KEYS[one.key] } };
     case "setMark":
       return { name: "meta", data: { key: META_KEYS.mark, sreg: registerToWire(one.sreg) } };
+    case "setPriority":
+      return { name: "meta", data: { key: META_KEYS.priority, sreg: registerToWire(one.sreg) } };
     case "payload": {
       const base = PAYLOAD_BASES.indexOf(one.base);
       return {
@@ -310,8 +347,40 @@ export function expressionToWire(one: Expression): WireExpression {
       return { name: "notrack" };
     case "tcpReset":
       return { name: "reject", data: { type: REJECT_TCP_RESET } };
+    case "portUnreachable":
+      return { name: "reject", data: { type: REJECT_ICMPX, code: ICMPX_PORT_UNREACHABLE } };
     case "masquerade":
       return { name: "masq", data: {} };
+    case "destinationType":
+      return {
+        name: "fib",
+        data: { dreg: registerToWire(one.dreg), result: FIB_ADDRESS_TYPE, flags: FIB_DESTINATION },
+      };
+    case "random": {
+      const { modulus, offset } = one;
+      return { name: "numgen", data: { dreg: registerToWire(one.dreg), modulus, type: NUMGEN_RANDOM, offset } };
+    }
+    case "dnat":
+      return {
+        name: "nat",
+        data: {
+          type: NAT_DESTINATION,
+          family: NAT_FAMILIES[one.family],
+          addressMinReg: registerToWire(one.addressSreg),
+          portMinReg: registerToWire(one.portSreg),
+        },
+      };
+    case "dynamic":
+      return {
+        name: "dynset",
+        data: {
+          set: one.set,
+          operation: DYNAMIC_ACTIONS[one.action],
+          keySreg: registerToWire(one.keySreg),
+          dataSreg: registerToWire(one.dataSreg),
+          timeout: one.seconds === undefined ? undefined : BigInt(one.seconds) * 1000n,
+        },
+      };
     case "other":
       throw new TypeError(`expression ${one.name} is not one that is written`);
   }
@@ -334,8 +403,8 @@ function known(wire: WireExpression): Expression | undefined {
     case "meta": {
       const { dreg, key, sreg } = wire.data as WireData<"meta">;
       const name = keyOf(META_KEYS, key);
-      if (name === "mark" && dreg === undefined && sreg !== undefined) {
-        return { op: "setMark", sreg: registerFromWire(sreg) };
+      if ((name === "mark" || name === "priority") && dreg === undefined && sreg !== undefined) {
+        return { op: name === "mark" ? "setMark" : "setPriority", sreg: registerFromWire(sreg) };
       }
       return dreg === undefined || sreg !== undefined || name === undefined
         ? undefined
@@ -421,8 +490,54 @@ function known(wire: WireExpression): Expression | undefined {
     }
     case "notrack":
       return { op: "notrack" };
-    case "reject":
-      return (wire.data as WireData<"reject">).type === REJECT_TCP_RESET ? { op: "tcpReset" } : undefined;
+    case "reject": {
+      const { type, code } = wire.data as WireData<"reject">;
+      if (type === REJECT_TCP_RESET) return { op: "tcpReset" };
+      return type === REJECT_ICMPX && code === ICMPX_PORT_UNREACHABLE ? { op: "portUnreachable" } : undefined;
+    }
+    case "fib": {
+      const { dreg, result, flags } = wire.data as WireData<"fib">;
+      return dreg === undefined || result !== FIB_ADDRESS_TYPE || flags !== FIB_DESTINATION
+        ? undefined
+        : { op: "destinationType", dreg: registerFromWire(dreg) };
+    }
+    case "numgen": {
+      const { dreg, modulus, type, offset } = wire.data as WireData<"numgen">;
+      return dreg === undefined || modulus === undefined || type !== NUMGEN_RANDOM
+        ? undefined
+        : { op: "random", modulus, offset: offset ?? 0, dreg: registerFromWire(dreg) };
+    }
+    case "nat": {
+      const { type, family, addressMinReg, addressMaxReg, portMinReg, portMaxReg, flags } = wire.data as WireData<"nat">;
+      const of = family === NAT_FAMILIES[4] ? 4 : family === NAT_FAMILIES[6] ? 6 : undefined;
+      return type !== NAT_DESTINATION || of === undefined || addressMinReg === undefined || portMinReg === undefined ||
+          (addressMaxReg ?? addressMinReg) !== addressMinReg || (portMaxReg ?? portMinReg) !== portMinReg ||
+          ((flags ?? 0) & ~NAT_RANGE_FLAGS) !== 0
+        ? undefined
+        : {
+          op: "dnat",
+          family: of,
+          addressSreg: registerFromWire(addressMinReg),
+          portSreg: registerFromWire(portMinReg),
+        };
+    }
+    case "dynset": {
+      const { set, operation, keySreg, dataSreg, timeout, expression, expressions, flags } = wire.data as WireData<
+        "dynset"
+      >;
+      const action = keyOf(DYNAMIC_ACTIONS, operation);
+      const isOurs = set !== undefined && action !== undefined && keySreg !== undefined && dataSreg !== undefined &&
+        expression === undefined && expressions === undefined && (flags ?? 0) === 0 &&
+        (timeout === undefined || timeout % 1000n === 0n);
+      return !isOurs ? undefined : {
+        op: "dynamic",
+        action,
+        set,
+        keySreg: registerFromWire(keySreg),
+        dataSreg: registerFromWire(dataSreg),
+        ...!timeout ? {} : { seconds: Number(timeout / 1000n) },
+      };
+    }
     case "masq": {
       const { flags, portMinReg } = wire.data as WireData<"masq"> ?? {};
       return flags || portMinReg !== undefined ? undefined : { op: "masquerade" };

@@ -138,11 +138,11 @@ test("rules of the kernel's answer read as expressions; what has no meaning for 
     "forward: other numgen, vmap",
     "forward: other fib, cmp, verdict",
     "forward: meta, cmp, payload, other hash, vmap",
-    "forward: other immediate, other ct",
-    "forward: other immediate, other exthdr",
+    "forward: immediate, other ct",
+    "forward: immediate, other exthdr",
     "raw: notrack",
     "nat: meta, cmp, payload, cmp, masquerade",
-    "nat: other immediate, other nat",
+    "nat: immediate, other nat",
   ]);
 });
 
@@ -157,6 +157,8 @@ test("every expression that we write comes back the same, in one canonical text"
     { op: "range", sreg: 0, is: "neq", from: "\0\x50", to: "\0\x5a" },
     { op: "bitwise", sreg: 0, dreg: 0, mask: "\xff\xff\0\0", xor: "\0\0\0\0" },
     { op: "lookup", set: "s", sreg: 0, invert: true },
+    { op: "immediate", dreg: 4, data: "\x01".repeat(16) },
+    { op: "map", set: "d", sreg: 12, dreg: 0 },
     { op: "vmap", set: "m", sreg: 4 },
     { op: "verdict", verdict: { kind: "goto", chain: "c" } },
     { op: "verdict", verdict: { kind: "drop" } },
@@ -171,6 +173,31 @@ test("every expression that we write comes back the same, in one canonical text"
   const back = decode(nft.rule, wire).expressions!.map(expressionFromWire);
   expect(JSON.stringify(back)).toBe(JSON.stringify(all));
   expect(() => expressionToWire({ op: "other", name: "x", attributes: "" })).toThrow(TypeError);
+});
+
+test("elements keep their data, comments and counters; what else they have is told of", () => {
+  const messages = new nft.ElementMessages("add", MANX, "s");
+  messages.add("\x0a\0\0\x01", "\x01\x02");
+  messages.add("\x0a\0\0\x02", undefined, undefined, undefined, "what it counts");
+  messages.add("\x0a\0\0\x03", { kind: "drop" });
+  expect(nft.parseElements(messages.messages()[0]!).elements).toEqual([
+    { key: "\x0a\0\0\x01", data: "\x01\x02" },
+    { key: "\x0a\0\0\x02", comment: "what it counts" },
+    { key: "\x0a\0\0\x03", verdict: { kind: "drop" } },
+  ]);
+  const written = (element: Record<string, unknown>) =>
+    nft.parseElements({ payload: Uint8Array.of(0, 0, 0, 0, ...encode(nft.elementList, { elements: [element] })) });
+  const key = { value: "\x0a\0\0\x01" };
+  const counter = { name: "counter", data: { packets: 3n, bytes: 200n } };
+  expect(written({ key, expression: counter }).elements).toEqual([
+    { key: key.value, counter: { packets: 3, bytes: 200 } },
+  ]);
+  const others = [
+    { key, expression: { name: "limit", data: { rate: 1n } } },
+    { key, userdata: Uint8Array.of(1, 2, 3) },
+    { key, timeout: 1n },
+  ];
+  for (const one of others) expect(written(one).elements).toEqual([{ key: key.value, more: true }]);
 });
 
 test("bytes from anywhere give a value or a DecodeError, never anything else", () => {
