@@ -59,6 +59,8 @@ export function openMemory(): MemoryDataplane {
       return report(messages);
     },
     resync: () => report(0),
+    // What it holds is what it was given.
+    diff: () => Promise.resolve([]),
     // deno-lint-ignore require-yield
     async *drift(signal) {
       // Nobody else can reach what it holds.

@@ -9,6 +9,8 @@ export type { ExplainReply, ExplainRequest, Explanation, PoliciesReply, WhatIfRe
 export type { DeniedEvent, LogEvent, LoggedEnd, LogQuery, NameView, PacketEvent } from "../host/packet_log_view.ts";
 export type {
   ApplyReply,
+  DataplaneDiffView as DataplaneDiffReply,
+  DataplaneSwitchView as DataplaneSwitchReply,
   IpamView as IpamReply,
   ManifestRequest,
   Outcome,
@@ -54,6 +56,10 @@ export const PATHS = {
   policies: "/v1/policies",
   /** GET → IpamReply */
   ipam: "/v1/ipam",
+  /** GET → DataplaneDiffReply */
+  dataplaneDiff: "/v1/dataplane/diff",
+  /** POST DataplaneSwitchRequest → DataplaneSwitchReply; 400 where it may not be, 503 where it cannot be now: nothing has changed then */
+  dataplaneSwitch: "/v1/dataplane/switch",
   /** POST /v1/cni/{add,del,check,gc,status}: AddRequest → AddReply; DelRequest, CheckRequest, GcRequest, {} → {} */
   cni: "/v1/cni",
 } as const;
@@ -61,6 +67,13 @@ export const PATHS = {
 export interface WaitRequest {
   readonly keys: readonly WaitKey[];
   readonly deadlineMs: number;
+}
+
+export interface DataplaneSwitchRequest {
+  /** A built-in name. */
+  readonly use: string;
+  /** Of its slot; absent: that of the configuration where it names this dataplane, else none. */
+  readonly config?: unknown;
 }
 
 export interface WaitReply {

@@ -4,7 +4,7 @@ import type { LogQuery } from "../host/packet_log_view.ts";
 import type { ManifestRequest, WaitKey } from "../host/view.ts";
 import type { AddRequest, AttachmentName, CheckRequest, GcRequest } from "../sdk/attach.ts";
 import { RefusedError } from "../sdk/errors.ts";
-import type { WaitRequest } from "./protocol.ts";
+import type { DataplaneSwitchRequest, WaitRequest } from "./protocol.ts";
 
 /** Longest wait that a client may ask for. */
 const WAIT_MAX_MS = 3_600_000;
@@ -126,6 +126,13 @@ export function readWaitRequest(body: unknown): WaitRequest {
     };
   });
   return { keys, deadlineMs };
+}
+
+/** @throws {RefusedError} */
+export function readDataplaneSwitchRequest(body: unknown): DataplaneSwitchRequest {
+  const fields = fieldsOf(body);
+  const use = text(fields, "use");
+  return fields.config === undefined || fields.config === null ? { use } : { use, config: fields.config };
 }
 
 /** @throws {RefusedError} */

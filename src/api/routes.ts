@@ -15,6 +15,7 @@ import {
   readAddRequest,
   readAttachmentName,
   readCheckRequest,
+  readDataplaneSwitchRequest,
   readExplainRequest,
   readGcRequest,
   readLogQuery,
@@ -95,6 +96,11 @@ export function createRoutes(view: HostView, log: Log): { fetch(request: Request
     return context.json(await view.explainer.policies(endpoint, namespace, signalOf(context)));
   });
   app.get(PATHS.ipam, async (context) => context.json(await view.ipam(signalOf(context))));
+  app.get(PATHS.dataplaneDiff, async (context) => context.json(await view.dataplanes.diff(signalOf(context))));
+  app.post(PATHS.dataplaneSwitch, async (context) => {
+    const request = readDataplaneSwitchRequest(await readBody(context));
+    return context.json(await view.dataplanes.switch(request, signalOf(context)));
+  });
 
   app.notFound((context) => {
     const message = `found no ${context.req.method} ${context.req.path}, wanted one of ${

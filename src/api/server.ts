@@ -1,17 +1,16 @@
 /** The API on its unix socket. */
 import { chmodSync, lstatSync, mkdirSync, unlinkSync } from "node:fs";
-import { connect } from "node:net";
 import { dirname } from "node:path";
 import type { HostView } from "../host/view.ts";
 import { ManxError } from "../sdk/errors.ts";
 import type { Log } from "../sdk/plugin.ts";
 import { createRoutes } from "./routes.ts";
+import { isServed } from "./socket_probe.ts";
 
 /** A manifest is read whole. */
 const BODY_MAX_BYTES = 64 * 1024 * 1024;
 /** Requests under way at the end may take as long. */
 const STOP_DEADLINE_MS = 5_000;
-const PROBE_DEADLINE_MS = 1_000;
 
 /** @throws {ManxError} code `socket`, where another daemon answers there or the path holds something else */
 export async function serveApi(view: HostView, socket: string, log: Log): Promise<AsyncDisposable> {
@@ -78,21 +77,6 @@ async function claimSocket(path: string): Promise<void> {
     throw refuse(`that it cannot be looked at (${(cause as NodeJS.ErrnoException).code})`);
   }
   if (!stats.isSocket()) throw refuse(stats.isDirectory() ? "a directory" : "something that is not a socket");
-  if (await answers(path)) throw refuse("another daemon that answers there");
+  if (await isServed(path)) throw refuse("another daemon that answers there");
   unlinkSync(path);
-}
-
-function answers(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    const done = (found: boolean) => {
-      clearTimeout(timer);
-      socket.destroy();
-      resolve(found);
-    };
-    // Nobody accepts, but somebody holds it: a daemon that is stopped or very busy.
-    const timer = setTimeout(() => done(true), PROBE_DEADLINE_MS);
-    socket.on("connect", () => done(true));
-    socket.on("error", () => done(false));
-  });
 }

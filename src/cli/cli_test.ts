@@ -323,7 +323,7 @@ const startFaults: readonly [string, string, string][] = [
   [
     "an unknown plugin",
     "node: a\ndataplane: { use: iptables-legacy }\n",
-    'dataplane.use: found "iptables-legacy", wanted one of nftables, memory',
+    'dataplane.use: found "iptables-legacy", wanted one of nftables, ',
   ],
   [
     "a plugin's bad configuration",

@@ -3,6 +3,7 @@ import { Command, CommanderError, InvalidArgumentError } from "commander";
 import { DEFAULT_CONFIG_FILE } from "../host/defaults.ts";
 import { DEFAULT_SOCKET } from "../api/protocol.ts";
 import { VERSION } from "../version.ts";
+import { DIFF_HELP, SWEEP_HELP, SWITCH_HELP } from "./help_texts.ts";
 import { complain, createPaint, hasColour, print } from "./output.ts";
 
 /** sysexits.h EX_USAGE: the command line cannot be understood. */
@@ -197,6 +198,38 @@ function createProgram(setStatus: (status: number) => void): Command {
       run(async ({ socket }) => (await import("./ipam.ts")).runIpam({ ...options, socket }))()
     );
 
+  const dataplane = program.command("dataplane").description("what enforces policy in this node's kernel");
+  dataplane.command("diff").description("what the kernel has otherwise than wanted; exit status 0 nothing, 1 something")
+    .option("-o, --output <form>", "text or json", choice("text", "json"), "text")
+    .addHelpText("after", DIFF_HELP)
+    .action((options: { output: "text" | "json" }) =>
+      run(async ({ socket }) => (await import("./dataplane.ts")).runDataplaneDiff({ ...options, socket }))()
+    );
+  dataplane.command("switch").description("exchange the dataplane of a running node for another, without a gap")
+    .argument(
+      "<name>",
+      "a built-in dataplane",
+    )
+    .option("-c, --config <file>", "the dataplane's own configuration, YAML; else as the daemon's names it, or none")
+    .addHelpText("after", SWITCH_HELP)
+    .option("-o, --output <form>", "text or json", choice("text", "json"), "text")
+    .action((name: string, options: { config?: string; output: "text" | "json" }) =>
+      run(async ({ socket }) => (await import("./dataplane.ts")).runDataplaneSwitch({ ...options, name, socket }))()
+    );
+
+  program.command("sweep").description("remove everything of manx from this node's kernel, and nothing else")
+    .option("-c, --config <file>", `configuration file (default ${DEFAULT_CONFIG_FILE}, where there is one)`)
+    .option("--links", "pods' links as well: pods that still run lose their network")
+    .option("--force", "even while a daemon runs")
+    .addHelpText("after", SWEEP_HELP)
+    .option("-o, --output <form>", "text or json", choice("text", "json"), "text")
+    .action((options: { config?: string; links?: boolean; force?: boolean; output: "text" | "json" }) =>
+      run(async ({ socket }) => {
+        const isGiven = program.getOptionValueSource("socket") === "cli";
+        return (await import("./sweep.ts")).runSweep({ ...options, ...isGiven ? { socket } : {} });
+      })()
+    );
+
   const plugins = program.command("plugins").description("plugins the daemon runs with")
     .option("-o, --output <form>", "table or json", choice("table", "json"), "table")
     .action((options: { output: "table" | "json" }) =>
@@ -213,7 +246,7 @@ function createProgram(setStatus: (status: number) => void): Command {
     "<scenarios...>",
     "scenario files",
   )
-    .option("--dataplane <name>", "nftables, or the absolute path of a plugin file")
+    .option("--dataplane <name>", "a built-in one (default nftables), or the absolute path of a plugin file")
     .option("--keep", "leave the sandbox standing until interrupted")
     .option("--json", "one JSON document instead of text")
     .action((files: readonly string[], options: { dataplane?: string; keep?: boolean; json?: boolean }) =>

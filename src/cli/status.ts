@@ -25,7 +25,9 @@ export function renderStatus(status: StatusReply, paint: Paint): string {
     ["datastore", `${datastore.use}, ${datastore.inSync ? paint.good("in sync") : paint.bad("not in sync")}`],
     [
       "policy",
-      `${dataplane.use}, ${
+      `${dataplane.use}${
+        dataplane.configured === undefined ? "" : ` (switched: the configuration says ${dataplane.configured})`
+      }, ${
         isInForce(status)
           ? paint.good(`generation ${generation.applied} in force`)
           : paint.bad(`generation ${generation.wanted} wanted, ${generation.applied} in force`)

@@ -6,8 +6,8 @@ import { createKernelDoor } from "../kernel/door.ts";
 import { type Address, formatAddress, formatCidr } from "../model/address.ts";
 import { keyText } from "../model/resource.ts";
 import type { Datastore } from "../sdk/datastore.ts";
-import type { Aspect, Dataplane, Routing } from "../sdk/dataplane.ts";
-import { explainError, ManxError } from "../sdk/errors.ts";
+import type { Aspect, Routing } from "../sdk/dataplane.ts";
+import { explainError, ManxError, UnavailableError } from "../sdk/errors.ts";
 import type { Ipam } from "../sdk/ipam.ts";
 import type { KernelDoor } from "../sdk/kernel_door.ts";
 import type { Host, Instances, Log, PluginKind } from "../sdk/plugin.ts";
@@ -20,6 +20,14 @@ import { systemClock } from "./clock.ts";
 import type { Config, Slot } from "./config.ts";
 import { coreSource } from "./core_source.ts";
 import { type KindRegistry, kindRegistry } from "./kinds.ts";
+import { named, type NamedDataplane, type OpenDataplane, SwitchableDataplane } from "./dataplane_switch.ts";
+import { DataplaneRecord } from "./dataplane_switch_record.ts";
+import {
+  createDataplaneSwitch,
+  LeftDataplanes,
+  type SwitchDataplane,
+  type SwitchParts,
+} from "./dataplane_switch_run.ts";
 import { createCounters } from "./explain_counter.ts";
 import { FlowCuts } from "./flow_cuts.ts";
 import { createExplainer } from "./explain.ts";
@@ -43,6 +51,7 @@ const WATCH_RETRY_LONGEST_MS = 10_000;
 const START_RETRY_MS = 1_000;
 /** The start is over when the first state is in force, or after that. */
 const START_PAGES_DEADLINE_MS = 10_000;
+const IN_FORCE_LOOK_MS = 100;
 
 export interface DaemonOptions {
   /** Aborted by SIGTERM: sockets are closed, kernel state stays. */
@@ -65,19 +74,31 @@ interface Parts {
   readonly registry: KindRegistry;
   readonly ipam: Ipam;
   readonly wiring: PodWiring;
-  readonly dataplanes: readonly { readonly name: string; readonly instance: Dataplane }[];
+  readonly dataplanes: readonly NamedDataplane<SwitchableDataplane>[];
+  readonly openDataplane: SwitchParts["open"];
   readonly routing: { readonly name: string; readonly instance: Routing };
   readonly links: Links;
 }
 
 /** Runs until `signal` aborts. @throws {ManxError} where it cannot start */
-export async function runDaemon(config: Config, options: DaemonOptions): Promise<void> {
+export async function runDaemon(configured: Config, options: DaemonOptions): Promise<void> {
   const startedMs = performance.now();
+  const record = DataplaneRecord.read(configured.stateDirectory);
+  const config = record.effective(configured);
   const log = options.log ?? createLog({ ...config.log, priorities: process.env.JOURNAL_STREAM !== undefined });
   const loaded = await loadPlugins(config);
   await using open = new AsyncDisposableStack();
   const kernel = options.kernel ?? createKernelDoor();
-  const parts = await openParts(config, loaded, kernel, log, open, options.signal);
+  const parts = await openParts(config, loaded, kernel, log, open, options.signal, record);
+  if (!options.isRehearsal) record.willWrite(config.dataplanes);
+  const switched = record.switchedIn(configured);
+  if (switched !== undefined) {
+    log.warn("the dataplane is not the configured one: it was switched", {
+      configured: switched.from,
+      use: switched.to.use,
+      record: record.path,
+    });
+  }
   const calc = createCalc({
     node: config.node,
     failsafe: config.policyOptions.failsafe,
@@ -106,6 +127,17 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
     reconciler,
     clock: systemClock,
   });
+  const switching: SwitchParts = {
+    config: configured,
+    record,
+    dataplanes: parts.dataplanes.map(({ instance }) => instance),
+    clock: systemClock,
+    log,
+    isInForce: () => isInForce(reconciler),
+    open: parts.openDataplane,
+    checkAspects: (dataplanes) => checkAspects(dataplanes, config),
+  };
+  const left = new LeftDataplanes(switching);
   reconciler.local(parts.links.snapshot());
   const findAddresses = () => config.addresses ?? parts.links.nodeAddresses();
   const registration = createRegistration(parts, findAddresses(), findAddresses);
@@ -127,6 +159,9 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
     flowCuts,
     healthChecks,
     logs,
+    left,
+    configuredDataplane: () => record.switchedIn(configured)?.from,
+    switchDataplane: createDataplaneSwitch(switching, left),
     addresses: () => registration.addresses,
     startedMs,
   });
@@ -142,7 +177,7 @@ export async function runDaemon(config: Config, options: DaemonOptions): Promise
       registration.look();
     }, running.signal),
     followDatastore(parts, reconciler, running.signal),
-    settleIn(parts, attachments, registration, reconciler, options, running.signal),
+    settleIn(parts, attachments, registration, reconciler, left, options, running.signal),
     ...flowCuts === undefined ? [] : [flowCuts.run(running.signal)],
     ...healthChecks === undefined ? [] : [healthChecks.run(running.signal)],
     ...options.isRehearsal ? [] : [logs.run(running.signal)],
@@ -167,7 +202,12 @@ function followLogs(
 ): PacketLogs & { readonly calc: Pick<Calc, "step" | "current" | "problems"> } {
   const names = createAddressNames(calc, config.node, systemClock);
   const logs = createPacketLogs({
-    dataplanes,
+    dataplanes: dataplanes.map((dataplane) => ({
+      get name() {
+        return dataplane.name;
+      },
+      instance: { logs: (signal) => dataplane.instance.followLogs(signal) },
+    })),
     names,
     counters: createCounters(dataplanes, log),
     desired: () => calc.current.desired,
@@ -216,16 +256,17 @@ async function openParts(
   log: Log,
   open: AsyncDisposableStack,
   signal: AbortSignal,
+  record: DataplaneRecord,
 ): Promise<Parts> {
   const early: { datastore?: Datastore } = {};
-  const hostOf = (plugin: LoadedPlugin): Host => {
+  const hostOf = (plugin: LoadedPlugin, at = kernel): Host => {
     const stateDirectory = join(config.stateDirectory, plugin.kind, plugin.plugin.name);
     makeStateDirectory(stateDirectory);
     return {
       node: config.node,
       log: prefixed(log, `${plugin.kind} ${plugin.plugin.name}`),
       clock: systemClock,
-      kernel,
+      kernel: at,
       stateDirectory,
       get datastore() {
         if (early.datastore === undefined) {
@@ -250,7 +291,19 @@ async function openParts(
   const registry = kindRegistry(sources, coreSource);
   const [{ instance: ipam }] = await openAll("ipam") as [{ name: string; instance: Ipam }];
   const [{ instance: wiring }] = await openAll("cni") as [{ name: string; instance: PodWiring }];
-  const dataplanes = await openAll("dataplane");
+  const noteSwept = ({ loaded: { slot: { use } } }: OpenDataplane) => {
+    try {
+      record.swept(use);
+    } catch (error) {
+      // It is swept once more at the next start.
+      log.warn(`dataplane ${use}: that nothing of it is left is not recorded`, { error: explainError(error) });
+    }
+  };
+  const dataplanes: NamedDataplane<SwitchableDataplane>[] = [];
+  for (const loaded of plugins.filter((plugin): plugin is LoadedPlugin<"dataplane"> => plugin.kind === "dataplane")) {
+    const instance = await openPlugin(loaded, hostOf(loaded), signal);
+    dataplanes.push(named(open.use(new SwitchableDataplane({ loaded, instance }, log, noteSwept))));
+  }
   checkAspects(dataplanes, config);
   const [routing] = await openAll("routing") as [{ name: string; instance: Routing }];
   return {
@@ -262,13 +315,18 @@ async function openParts(
     ipam,
     wiring,
     dataplanes,
+    async openDataplane(slot, signal, at) {
+      const imported = await importPlugin(slot, "dataplane", join(config.stateDirectory, "loading"));
+      const loaded = parsePluginConfig(imported, config.file);
+      return { loaded, instance: await openPlugin(loaded, hostOf(loaded, at), signal) };
+    },
     routing,
     links: createLinks(kernel, log, systemClock),
   };
 }
 
 /** Policy has exactly one owner, and services where they are wanted; every other aspect at most one. @throws {ManxError} code `config` */
-function checkAspects(dataplanes: Parts["dataplanes"], { services }: Config): void {
+export function checkAspects(dataplanes: readonly NamedDataplane[], { services }: Config): void {
   const owners = new Map<Aspect, string[]>([["policy", []]]);
   if (services !== undefined) owners.set("services", []);
   for (const { name, instance } of dataplanes) {
@@ -284,6 +342,15 @@ function checkAspects(dataplanes: Parts["dataplanes"], { services }: Config): vo
     if (names.length === 0) {
       throw new ManxError("config", `dataplane: found nobody for ${aspect}, wanted a dataplane that does it`);
     }
+  }
+  const policy = dataplanes.find(({ instance }) => instance.capabilities.aspects.has("policy"))!;
+  for (const { name, instance: { forwardMark } } of dataplanes) {
+    if (forwardMark === undefined || forwardMark === policy.instance.judgesForwardMark) continue;
+    throw new ManxError(
+      "config",
+      `dataplane: found ${name}, which forwards packets past policy with the mark 0x${forwardMark.toString(16)}, and ${policy.name}, ` +
+        `which does not judge those; wanted a dataplane for policy that does (judgesForwardMark)`,
+    );
   }
 }
 
@@ -375,6 +442,7 @@ async function settleIn(
   attachments: Attachments,
   registration: Registration,
   reconciler: Reconciler,
+  left: LeftDataplanes,
   options: DaemonOptions,
   signal: AbortSignal,
 ): Promise<void> {
@@ -383,8 +451,22 @@ async function settleIn(
   await reconciler.programmed([], START_PAGES_DEADLINE_MS, signal).catch(() => {});
   await Promise.all([
     registration.keep(signal),
+    untilInForce(reconciler, signal).then(() => left.sweep(signal)),
     options.isRehearsal ? undefined : prepare(config, options, log, signal),
   ]);
+}
+
+/** Returns when it is, or `signal` aborts. */
+async function untilInForce(reconciler: Reconciler, signal: AbortSignal): Promise<void> {
+  while (!signal.aborted && !isInForce(reconciler)) {
+    await reconciler.programmed([], START_PAGES_DEADLINE_MS, signal).catch(() => {});
+    if (!isInForce(reconciler)) await systemClock.sleep(IN_FORCE_LOOK_MS, signal).catch(() => {});
+  }
+}
+
+function isInForce(reconciler: Reconciler): boolean {
+  const { wanted, applied, dataplane } = reconciler.status();
+  return dataplane.converged && applied >= wanted;
 }
 
 /** Rehearses, then lets go of the memory that only the start needed. Never rejects. */
@@ -432,13 +514,22 @@ interface ViewParts {
   readonly flowCuts: FlowCuts | undefined;
   readonly healthChecks: HealthChecks | undefined;
   readonly logs: Pick<PacketLogs, "read" | "status">;
+  readonly left: LeftDataplanes;
+  /** Undefined: it is the one in use. */
+  readonly configuredDataplane: () => string | undefined;
+  readonly switchDataplane: SwitchDataplane;
   readonly addresses: () => readonly Address[];
   readonly startedMs: number;
 }
 
 function createView(view: ViewParts): HostView {
   const { parts, reconciler, attachments, flowCuts, healthChecks, logs, addresses, startedMs } = view;
-  const { config, datastore, registry, ipam, plugins } = parts;
+  const { config, datastore, registry, ipam, plugins, dataplanes } = parts;
+  /** The daemon's plugins, with the dataplanes of the moment; these are opened in the order of their slots. */
+  const inUse = (): readonly LoadedPlugin[] => {
+    const active = dataplanes.map(({ instance }) => instance.active.loaded);
+    return plugins.map((plugin) => plugin.kind === "dataplane" ? active.shift()! : plugin);
+  };
   const resources = createResources({
     datastore,
     registry,
@@ -451,13 +542,28 @@ function createView(view: ViewParts): HostView {
     explainer: createViewExplainer(view),
     attachments,
     plugins: () =>
-      plugins.map(({ slot, plugin, source, sha256 }) => ({
+      inUse().map(({ slot, plugin, source, sha256 }) => ({
         slot: slot.path,
         name: plugin.name,
         source,
         api: plugin.api,
         ...(sha256 === undefined ? {} : { sha256 }),
       })),
+    dataplanes: {
+      switch: view.switchDataplane,
+      async diff(signal) {
+        if (dataplanes.some(({ instance }) => instance.desired === undefined)) {
+          throw new UnavailableError("diff: found nothing in force yet: the datastore is not in sync");
+        }
+        const found = [];
+        for (const { name, instance } of dataplanes) {
+          const { diff } = instance;
+          if (diff === undefined) found.push({ name, cannot: `dataplane ${name} cannot tell` });
+          else found.push({ name, lines: await diff(signal) });
+        }
+        return { generation: reconciler.status().wanted, dataplanes: found };
+      },
+    },
     async ipam(signal) {
       const pools = await ipam.usage(signal);
       return {
@@ -468,6 +574,7 @@ function createView(view: ViewParts): HostView {
     logs: (query, signal) => logs.read(query, signal),
     status(): StatusView {
       const now = reconciler.status();
+      const configured = view.configuredDataplane();
       const logStatus = parts.dataplanes.some(({ instance }) => instance.logs !== undefined)
         ? logs.status()
         : undefined;
@@ -477,6 +584,7 @@ function createView(view: ViewParts): HostView {
         ...(flowCuts?.problems() ?? []).map((message) => ({ subject: "flow cuts", message })),
         ...(healthChecks?.problems() ?? []).map((message) => ({ subject: "services", message })),
         ...(logStatus?.problems ?? []).map((message) => ({ subject: "logs", message })),
+        ...view.left.problems().map((message) => ({ subject: "dataplane", message })),
       ];
       return {
         version: VERSION,
@@ -489,7 +597,11 @@ function createView(view: ViewParts): HostView {
         datastore: { use: config.datastore.use, inSync: reconciler.synced },
         ipam: { use: config.ipam.use },
         generation: { wanted: now.wanted, applied: now.applied },
-        dataplane: { use: config.dataplanes.map((slot) => slot.use).join(" "), ...now.dataplane },
+        dataplane: {
+          use: dataplanes.map(({ instance }) => instance.active.loaded.slot.use).join(" "),
+          ...configured === undefined ? {} : { configured },
+          ...now.dataplane,
+        },
         routing: { use: config.routing.use, ...now.routing },
         ...(logStatus === undefined ? {} : { logs: logStatus }),
         endpoints: now.endpoints,
@@ -541,10 +653,7 @@ function createViewExplainer({ parts, kernel, calc, reconciler, addresses }: Vie
       }
     },
     isSynced: () => reconciler.synced,
-    isInForce() {
-      const { wanted, applied, dataplane } = reconciler.status();
-      return dataplane.converged && applied >= wanted;
-    },
+    isInForce: () => isInForce(reconciler),
   });
 }
 

@@ -68,11 +68,14 @@ export class FlowTable implements Disposable {
   /** All flows of the scope, in parts, and possibly others; one may come twice. @throws {KernelError} */
   async *of(scope: FlowScope): AsyncIterable<readonly NetlinkMessage[]> {
     if (isEmptyScope(scope)) return;
-    const filters = [...scope.addresses].flatMap((address): FlowFilter[] => {
-      const family = address.length === 4 ? 4 : 6;
-      // Where answers come from is where it went after DNAT.
-      return [{ family, original: { source: address } }, { family, reply: { source: address } }];
-    });
+    const addresses = [...scope.addresses], four = addresses.filter((address) => address.length === 4);
+    // Where answers come from is where it went after DNAT.
+    const filters = four.flatMap((address): FlowFilter[] => [
+      { family: 4, original: { source: address } },
+      { family: 4, reply: { source: address } },
+    ]);
+    // Linux 6.18 (and whoever else has it so) takes an IPv6 address of a filter for the one it is not to list: all, then.
+    if (four.length < addresses.length) filters.push({ family: 6 });
     const whole = scope.everything || scope.nets.length > 0 || filters.length * FLOWS_PER_WALK > this.#count();
     for (const filter of whole ? [{}] : filters) yield* this.#dump(filter);
   }

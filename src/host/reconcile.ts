@@ -93,15 +93,19 @@ export class Reconciler {
   constructor(parts: ReconcilerParts) {
     this.#parts = parts;
     this.#inbox = new Inbox(() => this.#wake());
-    this.#policyTargets = parts.dataplanes.map(({ name, instance }) =>
-      newTarget({
-        name: `dataplane ${name}`,
+    this.#policyTargets = parts.dataplanes.map((dataplane) => {
+      const { instance } = dataplane;
+      return newTarget({
+        // It may be another one by and by.
+        get name() {
+          return `dataplane ${dataplane.name}`;
+        },
         wanted: (state) => state.desired,
         apply: (state, signal) => instance.apply(state.desired, signal),
         resync: (signal) => instance.resync(signal),
         drift: (signal) => instance.drift(signal),
-      })
-    );
+      });
+    });
     const { name, instance } = parts.routing;
     this.#targets = [
       ...this.#policyTargets,
@@ -397,8 +401,7 @@ export class DeadlineError extends ManxError {
 }
 
 function newTarget(part: Pick<Target, "name" | "apply" | "resync" | "drift" | "wanted">): Target {
-  return {
-    ...part,
+  return Object.assign(part, {
     given: undefined,
     generation: 0,
     converged: false,
@@ -407,5 +410,5 @@ function newTarget(part: Pick<Target, "name" | "apply" | "resync" | "drift" | "w
     failuresInARow: 0,
     retryAtMs: 0,
     lastApply: null,
-  };
+  });
 }

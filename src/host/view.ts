@@ -80,6 +80,8 @@ export interface StatusView {
   readonly generation: { readonly wanted: number; readonly applied: number };
   readonly dataplane: {
     readonly use: string;
+    /** Present where it was switched away from what the configuration says. */
+    readonly configured?: string;
     readonly converged: boolean;
     readonly lastApply: { readonly messages: number; readonly ms: number } | null;
     readonly problems: readonly string[];
@@ -126,6 +128,37 @@ export interface FlowCutsView {
   /** Found and not yet done. */
   readonly pending: number;
   readonly lastPassMs: number;
+}
+
+/** How the kernel differs from what is wanted. */
+export interface DataplaneDiffView {
+  readonly generation: number;
+  readonly dataplanes: readonly {
+    readonly name: string;
+    /** As `Dataplane.diff` gives them; absent: it cannot tell. */
+    readonly lines?: readonly string[];
+    /** Why it cannot. */
+    readonly cannot?: string;
+  }[];
+}
+
+/** A dataplane was exchanged for another. */
+export interface DataplaneSwitchView {
+  readonly from: string;
+  readonly to: string;
+  /** That both were in force at. */
+  readonly generation: number;
+  /** Sent to the kernel for the new one. */
+  readonly messages: number;
+  readonly tookMs: number;
+  /** From when both were in force and checked to when nothing was left of the old one. */
+  readonly overlapMs: number;
+  /** What of the old one could not be removed yet, a line each; it is tried again. */
+  readonly left: readonly string[];
+  /** The configuration file. */
+  readonly config: string;
+  /** Where the switch is remembered; absent: the configuration says the same. */
+  readonly record?: string;
 }
 
 export interface PluginView {
@@ -175,6 +208,15 @@ export interface HostView {
   wait(keys: readonly WaitKey[], deadlineMs: number, signal?: AbortSignal): Promise<number>;
   /** Logged packets. @throws {ManxError} code `unavailable` where too many read them already */
   logs(query: LogQuery, signal: AbortSignal): AsyncIterableIterator<LogEvent>;
+  readonly dataplanes: {
+    /** Changes nothing. @throws {ManxError} code `unavailable` before anything is in force */
+    diff(signal?: AbortSignal): Promise<DataplaneDiffView>;
+    /** `config`: of its slot. Where it rejects, what was in force still is. */
+    switch(
+      request: { readonly use: string; readonly config?: unknown },
+      signal?: AbortSignal,
+    ): Promise<DataplaneSwitchView>;
+  };
   status(): StatusView;
   plugins(): readonly PluginView[];
   ipam(signal?: AbortSignal): Promise<IpamView>;

@@ -37,6 +37,8 @@ export interface NodeDaemonOptions {
   /** The datastore file that all nodes share. */
   readonly datastore: string;
   readonly dataplane: string;
+  /** Whether it forwards for services. */
+  readonly services?: boolean;
   readonly self: SelfCommand;
 }
 
@@ -196,6 +198,12 @@ export class NodeDaemon implements AsyncDisposable {
   }
 }
 
+/** The machine's own lock is not for its sandboxes: each node has tables of its own, and whoever is not root may not take it. */
+const dataplaneConfig = ({ dataplane, directory }: NodeDaemonOptions): unknown => ({
+  use: dataplane,
+  ...dataplane === "iptables" ? { config: { lockFile: join(directory, "xtables.lock") } } : {},
+});
+
 function daemonConfig(options: NodeDaemonOptions): unknown {
   const pools = POOLS.filter(({ family }) => options.families.includes(family));
   return {
@@ -209,8 +217,9 @@ function daemonConfig(options: NodeDaemonOptions): unknown {
     },
     cni: { use: "veth" },
     policy: [{ use: "kubernetes" }, { use: "calico" }],
-    dataplane: { use: options.dataplane },
+    dataplane: dataplaneConfig(options),
     routing: { use: "direct" },
+    ...options.services ? { services: { enabled: true } } : {},
     api: { socket: join(options.directory, "manx.sock") },
     // A daemon of a lab attaches a handful of pods in its life.
     rehearsal: false,

@@ -31,6 +31,8 @@ export interface SandboxOptions {
   readonly directory: string;
   readonly self: SelfCommand;
   readonly dataplane: string;
+  /** Whether nodes forward for services; absent: no. */
+  readonly services?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -290,7 +292,7 @@ export class Sandbox implements AsyncDisposable {
   }
 
   async #startDaemons(): Promise<void> {
-    const { directory, self, dataplane, signal } = this.#options;
+    const { directory, self, dataplane, services, signal } = this.#options;
     const starts = this.world.nodes.map(({ name }, index) =>
       NodeDaemon.start({
         node: name,
@@ -300,6 +302,7 @@ export class Sandbox implements AsyncDisposable {
         directory: join(directory, `n${index}`),
         datastore: join(directory, "datastore.db"),
         dataplane,
+        services,
         self,
       }, signal)
     );

@@ -4,6 +4,7 @@ import type { PortRange } from "./ports.ts";
 export const ALL_PORTS: readonly PortRange[] = [{ first: 0, last: 65535 }];
 
 export function unitePorts(ranges: readonly PortRange[]): readonly PortRange[] {
+  if (ranges.length === 1 && ranges[0]!.first <= ranges[0]!.last) return ranges;
   const sorted = ranges.filter((range) => range.first <= range.last).sort((a, b) => a.first - b.first);
   const united: { first: number; last: number }[] = [];
   for (const { first, last } of sorted) {
@@ -44,6 +45,26 @@ export interface PortCell {
  * Undefined where the cells would hold more than `budget` owners in all.
  */
 export function cutPorts(lists: readonly (readonly PortRange[])[], budget: number): readonly PortCell[] | undefined {
+  return cutApart(lists, budget) ?? cutAnywhere(lists, budget);
+}
+
+/** Where every list is one range and none overlaps another: each is a cell by itself. Undefined where they are not so. */
+function cutApart(lists: readonly (readonly PortRange[])[], budget: number): readonly PortCell[] | undefined {
+  if (lists.length > budget) return undefined;
+  const cells: PortCell[] = [];
+  for (let owner = 0; owner < lists.length; owner++) {
+    const ranges = lists[owner]!;
+    if (ranges.length !== 1) return undefined;
+    const { first, last } = ranges[0]!;
+    if (first > last) return undefined;
+    cells.push({ first, last, owners: [owner] });
+  }
+  cells.sort((a, b) => a.first - b.first);
+  for (let i = 1; i < cells.length; i++) if (cells[i]!.first <= cells[i - 1]!.last) return undefined;
+  return cells;
+}
+
+function cutAnywhere(lists: readonly (readonly PortRange[])[], budget: number): readonly PortCell[] | undefined {
   const starts = new Map<number, number[]>(), ends = new Map<number, number[]>();
   const note = (at: Map<number, number[]>, point: number, owner: number) => {
     const owners = at.get(point);

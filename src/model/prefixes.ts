@@ -1,5 +1,14 @@
 /** Arithmetic on sets of prefixes. Prefixes are nested or disjoint, never anything between. */
-import { type Address, type Cidr, cidrAddress, cidrContains, cidrFamily, cidrPrefix, familyBits, makeCidr } from "./address.ts";
+import {
+  type Address,
+  type Cidr,
+  cidrAddress,
+  cidrContains,
+  cidrFamily,
+  cidrPrefix,
+  familyBits,
+  makeCidr,
+} from "./address.ts";
 
 /** One address. */
 export const isHost = (cidr: Cidr): boolean => cidrPrefix(cidr) === familyBits(cidrFamily(cidr));

@@ -34,17 +34,12 @@ export interface Alternative {
   readonly ports?: readonly PortRange[];
   /** Everything else, in canonical order. */
   readonly tests: readonly Test[];
-  /** Equal for equal tests. */
-  readonly testsText: string;
 }
 
 export const PORT_PROTOCOLS = [PROTOCOLS.TCP, PROTOCOLS.UDP, PROTOCOLS.SCTP, PROTOCOLS.UDPLite] as const;
 export const icmpProtocol = (family: Family): number => family === 4 ? PROTOCOLS.ICMP : PROTOCOLS.ICMPv6;
 
 export const testText = (test: Test): string => JSON.stringify(test);
-/** Equal for alternatives that differ in destination ports at most. */
-export const textBesidesPorts = (one: Alternative): string =>
-  `${one.protocol ?? "any"} ${one.ports === undefined ? "" : "ports"} ${one.testsText}`;
 export const matchesAll = (one: Alternative): boolean =>
   one.protocol === undefined && one.ports === undefined && one.tests.length === 0;
 
@@ -73,17 +68,20 @@ function findAlternatives(rule: PolicyRule, family: Family): readonly Alternativ
   for (const { protocol, tests } of protocolVariants(rule, family)) {
     const portTests = portVariants(rule, protocol);
     for (const { ports, tests: more } of portTests) {
-      const byText = new Map([...fixed, ...tests, ...more].map((test) => [testText(test), test]));
-      const texts = [...byText.keys()].sort();
+      const all = [...fixed, ...tests, ...more];
       alternatives.push({
         ...(typeof protocol === "number" ? { protocol } : {}),
         ...(ports === undefined ? {} : { ports }),
-        tests: texts.map((text) => byText.get(text)!),
-        testsText: texts.join(),
+        tests: all.length > 1 ? inCanonicalOrder(all) : all,
       });
     }
   }
   return alternatives;
+}
+
+function inCanonicalOrder(tests: readonly Test[]): readonly Test[] {
+  const byText = new Map(tests.map((test) => [testText(test), test]));
+  return [...byText.keys()].sort().map((text) => byText.get(text)!);
 }
 
 // -------------------------------------------------------------------------------------------------------------- protocol

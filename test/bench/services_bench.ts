@@ -6,7 +6,13 @@ import nftables from "../../dataplanes/nftables/mod.ts";
 import { type Calc, createCalc, DEFAULT_FAILSAFE } from "../../src/calc/mod.ts";
 import { namespacedKernel } from "../../src/kernel/namespaced_door.ts";
 import { createNamespace } from "../../src/kernel/netns.ts";
-import { addressFromBigInt, addressToBigInt, type Address, formatAddress, parseAddress } from "../../src/model/address.ts";
+import {
+  type Address,
+  addressFromBigInt,
+  addressToBigInt,
+  formatAddress,
+  parseAddress,
+} from "../../src/model/address.ts";
 import type { DesiredState } from "../../src/model/desired.ts";
 import type { WorldChange, WorldObject } from "../../src/model/world.ts";
 import type { Dataplane } from "../../src/sdk/dataplane.ts";
@@ -21,8 +27,7 @@ const CHANGES = 400, WARM_UP_CHANGES = 100;
 const FEWEST = 10;
 const ROUNDS = 25, TURN_MS = 150, WARM_UP_MS = 300;
 
-const at = (base: string, i: number): Address =>
-  addressFromBigInt(addressToBigInt(parseAddress(base)) + BigInt(i), 4);
+const at = (base: string, i: number): Address => addressFromBigInt(addressToBigInt(parseAddress(base)) + BigInt(i), 4);
 const change = (object: WorldObject & { readonly id: string }): WorldChange => ({
   origin: `${object.kind} ${object.id}`,
   objects: [object],
@@ -123,7 +128,15 @@ async function changes(): Promise<ReadonlyMap<number, Samples>> {
     },
   };
   const samples = new Map(
-    sizes.map(({ count }) => [count, { "another backend": [], "a backend more or less": [], "a service more or less": [] } as Record<ChangeKind, number[]>]),
+    sizes.map((
+      { count },
+    ) => [
+      count,
+      { "another backend": [], "a backend more or less": [], "a service more or less": [] } as Record<
+        ChangeKind,
+        number[]
+      >,
+    ]),
   );
   for (let round = 0; round < WARM_UP_CHANGES + CHANGES; round++) {
     for (const kind of CHANGE_KINDS) {
@@ -186,13 +199,16 @@ export async function benchServices(): Promise<Goal[]> {
   console.log(`\nOne service changed, to the kernel's acknowledgement; milliseconds, median of ${CHANGES}`);
   console.log(table(
     ["change", `of ${FEW}`, `of ${MANY}`, "ratio"],
-    CHANGE_KINDS.map((kind) => [kind, ms(p50(FEW, kind)), ms(p50(MANY, kind)), ratio(p50(MANY, kind) / p50(FEW, kind))]),
+    CHANGE_KINDS.map((
+      kind,
+    ) => [kind, ms(p50(FEW, kind)), ms(p50(MANY, kind)), ratio(p50(MANY, kind) / p50(FEW, kind))]),
   ));
 
   const rates = await connections();
   const [direct, few, many] = [...rates.values()] as [readonly number[], readonly number[], readonly number[]];
   // Of each round by itself: the machine's speed drifts from one to the next.
-  const to = (samples: readonly number[], base: readonly number[]) => median(samples.map((value, i) => value / base[i]!));
+  const to = (samples: readonly number[], base: readonly number[]) =>
+    median(samples.map((value, i) => value / base[i]!));
   console.log(`\nNew TCP connections a second through a cluster address, ${ROUNDS} turns of ${TURN_MS} ms each`);
   console.log(table(
     ["services", "a second", `to ${FEWEST}`, "to none"],

@@ -47,11 +47,11 @@ export class PolicyLab implements AsyncDisposable {
   }
 
   /** `world`: what stands under `world:` in a scenario file, or made by hand. Builds the binary first. */
-  static async open(world: ScenarioWorld | string): Promise<PolicyLab> {
+  static async open(world: ScenarioWorld | string, dataplane = "nftables"): Promise<PolicyLab> {
     await buildBinary();
     const directory = mkdtempSync("/tmp/manx-test-");
     try {
-      const options = { directory, self: [BINARY], dataplane: "nftables" };
+      const options = { directory, self: [BINARY], dataplane };
       const sandbox = await Sandbox.open(typeof world === "string" ? parseWorld("world", world) : world, options);
       return new PolicyLab(sandbox, directory);
     } catch (error) {

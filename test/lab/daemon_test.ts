@@ -171,9 +171,9 @@ class Cluster implements AsyncDisposable {
     return output(this.node, cmd, input);
   }
 
-  /** Our table with every handle. */
+  /** Our table with every handle, whatever it has counted. */
   table(): string {
-    return this.inNode(["nft", "-a", "list", "table", "inet", "manx"]);
+    return uncounted(this.inNode(["nft", "-a", "list", "table", "inet", "manx"]));
   }
 
   /**
@@ -182,7 +182,7 @@ class Cluster implements AsyncDisposable {
    */
   rules(): readonly string[] {
     try {
-      const text = this.inNode(["nft", "list", "table", "inet", "manx"]);
+      const text = uncounted(this.inNode(["nft", "list", "table", "inet", "manx"]));
       return text.replaceAll(
         /elements = \{([^}]*)\}/g,
         (_, elements: string) => elements.split(",").map((element) => element.trim()).sort().join(", "),
@@ -211,6 +211,8 @@ class Cluster implements AsyncDisposable {
     await this.#open.disposeAsync();
   }
 }
+
+const uncounted = (listing: string): string => listing.replaceAll(/counter packets \d+ bytes \d+/g, "counter");
 
 function output(namespace: NetworkNamespace, cmd: readonly string[], input = ""): string {
   const run = inNamespace(namespace, () => Bun.spawnSync({ cmd: [...cmd], stdin: new TextEncoder().encode(input) }));

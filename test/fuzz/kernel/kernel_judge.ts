@@ -26,16 +26,39 @@ export interface Surprise {
   readonly arrival: Arrival | undefined;
 }
 
+/** The dataplane that the kernel is judged with. */
+export interface JudgedDataplane {
+  open(namespace: NetworkNamespace): Promise<Dataplane>;
+  /** The rules in a namespace: equal rules, equal text. */
+  rules(namespace: NetworkNamespace): string;
+  /** The rules that a state is rendered to, in the same words; `cut`: as the kernel can do it. Absent: only `Dataplane.diff` tells. */
+  rendered?(desired: DesiredState, cut: ReturnType<typeof cutOf>): string;
+}
+
+const NFTABLES: JudgedDataplane = {
+  open: (namespace) => openDataplane(namespace),
+  rules: rulesOf,
+  rendered: (desired, cut) => printRuleset(newRenderer("flat", cut).render(desired).ruleset),
+};
+
 export class KernelJudge implements AsyncDisposable {
   readonly #open: AsyncDisposableStack;
+  readonly #judged: JudgedDataplane;
   readonly #node: KernelNode;
   readonly #dataplane: Dataplane;
   readonly #fresh: NetworkNamespace;
   readonly #cut: ReturnType<typeof cutOf>;
   #generation = 1;
 
-  private constructor(open: AsyncDisposableStack, node: KernelNode, dataplane: Dataplane, fresh: NetworkNamespace) {
+  private constructor(
+    open: AsyncDisposableStack,
+    judged: JudgedDataplane,
+    node: KernelNode,
+    dataplane: Dataplane,
+    fresh: NetworkNamespace,
+  ) {
     this.#open = open;
+    this.#judged = judged;
     this.#node = node;
     this.#dataplane = dataplane;
     this.#fresh = fresh;
@@ -44,12 +67,12 @@ export class KernelJudge implements AsyncDisposable {
   }
 
   /** @throws {KernelError} EPERM without CAP_SYS_ADMIN */
-  static async open(): Promise<KernelJudge> {
+  static async open(judged = NFTABLES): Promise<KernelJudge> {
     await using building = new AsyncDisposableStack();
     const node = building.use(new KernelNode());
     const fresh = building.use(createNamespace("fresh node of the fuzzer"));
-    const dataplane = building.use(await openDataplane(node.namespace));
-    const judge = new KernelJudge(building.move(), node, dataplane, fresh);
+    const dataplane = building.use(await judged.open(node.namespace));
+    const judge = new KernelJudge(building.move(), judged, node, dataplane, fresh);
     return judge;
   }
 
@@ -60,25 +83,25 @@ export class KernelJudge implements AsyncDisposable {
   /** Brings the node's rules to the state. What went wrong, one line each. */
   async apply(desired: DesiredState): Promise<readonly string[]> {
     const report = await this.#dataplane.apply({ ...desired, generation: this.#generation++ });
-    return report.converged ? [] : report.problems;
+    return report.converged ? await this.#dataplane.diff?.() ?? [] : report.problems;
   }
 
   /** The node's rules as the kernel has them. */
   rules(): string {
-    return rulesOf(this.#node.namespace);
+    return this.#judged.rules(this.#node.namespace);
   }
 
   /** The rules that were meant. */
   renderedRules(desired: DesiredState): string {
-    return printRuleset(newRenderer("flat", this.#cut).render(desired).ruleset);
+    return this.#judged.rendered?.(desired, this.#cut) ?? this.rules();
   }
 
   /** The rules of a node that starts with this state, as the kernel has them. What went wrong instead, where something did. */
   async freshRules(desired: DesiredState): Promise<string> {
-    await using dataplane = await openDataplane(this.#fresh);
+    await using dataplane = await this.#judged.open(this.#fresh);
     await dataplane.sweep();
     const report = await dataplane.apply({ ...desired, generation: 1 });
-    return report.converged ? rulesOf(this.#fresh) : `not applied: ${report.problems.join("; ")}`;
+    return report.converged ? this.#judged.rules(this.#fresh) : `not applied: ${report.problems.join("; ")}`;
   }
 
   /** Sends each flow once, after every old flow is forgotten. `expected`: what becomes of a packet. */

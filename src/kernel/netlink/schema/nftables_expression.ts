@@ -508,7 +508,9 @@ function known(wire: WireExpression): Expression | undefined {
         : { op: "random", modulus, offset: offset ?? 0, dreg: registerFromWire(dreg) };
     }
     case "nat": {
-      const { type, family, addressMinReg, addressMaxReg, portMinReg, portMaxReg, flags } = wire.data as WireData<"nat">;
+      const { type, family, addressMinReg, addressMaxReg, portMinReg, portMaxReg, flags } = wire.data as WireData<
+        "nat"
+      >;
       const of = family === NAT_FAMILIES[4] ? 4 : family === NAT_FAMILIES[6] ? 6 : undefined;
       return type !== NAT_DESTINATION || of === undefined || addressMinReg === undefined || portMinReg === undefined ||
           (addressMaxReg ?? addressMinReg) !== addressMinReg || (portMaxReg ?? portMinReg) !== portMinReg ||
