@@ -6,11 +6,9 @@
  * no shorter member covers: independent of the order in which they came, and a change touches only what it covers.
  */
 import {
-  type Address,
   type Cidr,
   cidrAddress,
   cidrContains,
-  cidrFamily,
   cidrLast,
   cidrPrefix,
   type Family,
@@ -19,6 +17,7 @@ import {
 } from "../../src/model/address.ts";
 import type { AddressSet, SetMember } from "../../src/model/desired.ts";
 import type { PersistentMap } from "../../src/model/persistent_map.ts";
+import { isHost } from "../../src/model/prefixes.ts";
 import type { ElementChange, ElementKey, Elements, ElementValue } from "./ruleset.ts";
 
 /** How many members an address set has in a family. */
@@ -37,12 +36,12 @@ export interface MemberCounts {
   readonly packed?: { readonly 4: Uint8Array; readonly 6: Uint8Array };
 }
 
-const NOTHING_SHORT: FamilyCounts["short"] = new Map();
+const NOTHING: FamilyCounts = { hosts: 0, short: new Map() };
 
 /** `previous`: the counts of an earlier version of the same set, to start from. */
 export function countMembers(set: AddressSet, previous: MemberCounts | undefined): MemberCounts {
   if (previous?.members === set.members) return previous;
-  const v4 = new Counter(previous?.[4]), v6 = new Counter(previous?.[6]);
+  const v4 = new Counter(32, previous?.[4]), v6 = new Counter(128, previous?.[6]);
   const count = set.kind === "net"
     ? (member: SetMember, by: number) => (member.length === 5 ? v4 : v6).add(cidrPrefix(member as Cidr), by)
     : (member: SetMember, by: number) => (member.length === 7 ? v4.add(32, by) : v6.add(128, by));
@@ -61,22 +60,24 @@ export function countMembers(set: AddressSet, previous: MemberCounts | undefined
     });
     packed = { 4: v4Keys.finish(), 6: v6Keys.finish() };
   } else set.members.forEach((_, member) => count(member, 1));
-  return { members: set.members, 4: v4.finish(32), 6: v6.finish(128), ...packed === undefined ? {} : { packed } };
+  return { members: set.members, 4: v4.finish(), 6: v6.finish(), ...packed === undefined ? {} : { packed } };
 }
 
-/** Counts in the making; made ready only where they differ. */
+/** Counts in the making. Nearly all that is counted is of full length. */
 class Counter {
+  private hosts: number;
   private readonly changes = new Map<number, number>();
 
-  constructor(private readonly previous: FamilyCounts = { hosts: 0, short: NOTHING_SHORT }) {}
-
-  add(length: number, by: number): void {
-    this.changes.set(length, (this.changes.get(length) ?? 0) + by);
+  constructor(private readonly full: number, private readonly previous: FamilyCounts = NOTHING) {
+    this.hosts = previous.hosts;
   }
 
-  finish(full: number): FamilyCounts {
-    const hosts = this.previous.hosts + (this.changes.get(full) ?? 0);
-    this.changes.delete(full);
+  add(length: number, by: number): void {
+    if (length === this.full) this.hosts += by;
+    else this.changes.set(length, (this.changes.get(length) ?? 0) + by);
+  }
+
+  finish(): FamilyCounts {
     let { short } = this.previous;
     for (const [length, by] of this.changes) {
       if (by === 0) continue;
@@ -86,7 +87,7 @@ class Counter {
       else counted.delete(length);
       short = counted;
     }
-    return { hosts, short };
+    return { hosts: this.hosts, short };
   }
 }
 
@@ -282,54 +283,4 @@ export class PortElements implements Elements {
 export function portKey(member: SetMember): ElementKey {
   const end = member.length - 3;
   return member.slice(0, end) + member[end] + "\0\0\0" + member.slice(end + 1) + "\0\0";
-}
-
-/** One address. */
-export const isHost = (cidr: Cidr): boolean => cidrPrefix(cidr) === familyBits(cidrFamily(cidr));
-
-// ----------------------------------------------------------------------------------------------------- prefix arithmetic
-
-/** The prefixes that no other of them covers, sorted: the same addresses, without overlap. All of one family. */
-export function maximalNets(nets: readonly Cidr[]): readonly Cidr[] {
-  const sorted = [...new Set(nets)].sort();
-  const kept: Cidr[] = [];
-  for (const net of sorted) {
-    // Sorted by address, then length: whoever covers `net` stands right before it among those kept.
-    const last = kept[kept.length - 1];
-    if (
-      last === undefined || last.length !== net.length || !cidrContains(last, cidrAddress(net)) ||
-      cidrPrefix(last) > cidrPrefix(net)
-    ) {
-      kept.push(net);
-    }
-  }
-  return kept;
-}
-
-/** The addresses of `nets` that are in none of `holes`, all of one family, as prefixes without overlap. */
-export function subtractNets(nets: readonly Cidr[], holes: readonly Cidr[]): readonly Cidr[] {
-  const left: Cidr[] = [];
-  const cut = (net: Cidr, inside: readonly Cidr[]): void => {
-    const within = inside.filter((hole) =>
-      cidrContains(net, cidrAddress(hole)) || cidrContains(hole, cidrAddress(net))
-    );
-    if (within.length === 0) {
-      left.push(net);
-      return;
-    }
-    if (within.some((hole) => cidrPrefix(hole) <= cidrPrefix(net))) return;
-    const length = cidrPrefix(net) + 1;
-    const low = makeCidr(cidrAddress(net), length);
-    cut(low, within);
-    cut(makeCidr(setBit(cidrAddress(net), length - 1), length), within);
-  };
-  const minimal = maximalNets(holes);
-  for (const net of maximalNets(nets)) cut(net, minimal);
-  return left;
-}
-
-function setBit(address: Address, bit: number): Address {
-  const at = bit >> 3;
-  const byte = address.charCodeAt(at) | 0x80 >> (bit & 7);
-  return (address.slice(0, at) + String.fromCharCode(byte) + address.slice(at + 1)) as Address;
 }

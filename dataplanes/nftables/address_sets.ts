@@ -1,13 +1,13 @@
 /** Sets of addresses that are no part of a pool, as lists come and go; and what lists need to know of address sets. */
 import type { Cidr, Family } from "../../src/model/address.ts";
 import type { AddressSet, DesiredState, SetId } from "../../src/model/desired.ts";
+import { isHost } from "../../src/model/prefixes.ts";
 import { type MapChange, type PersistentMap, persistentMap } from "../../src/model/persistent_map.ts";
 import {
   type AddressForm,
   addressForm,
   countMembers,
   hasFamily,
-  isHost,
   type MemberCounts,
   NetElements,
   shortLengths,

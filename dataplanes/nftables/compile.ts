@@ -5,15 +5,15 @@
  * may be regrouped into lookups. README.md has the argument and the bounds.
  */
 import type { Family } from "../../src/model/address.ts";
-import type { PolicyList, SetId } from "../../src/model/desired.ts";
-import { type Alternative, alternativesOf, matchesAll, type Test, textBesidesPorts } from "./condition.ts";
+import type { CompiledPolicy, PolicyList, Rule as PolicyRule, SetId } from "../../src/model/desired.ts";
+import { type Alternative, alternativesOf, matchesAll, type Test } from "../../src/model/rule_alternatives.ts";
 import { ACCEPT, DROP, goto, isFamily, jump, RETURN, testExpressions, verdict } from "./expressions.ts";
 import { type Cause, type JudgedRule, type Segment, type SegmentEnd, segmentsOf } from "./flatten.ts";
 import { logPrefix } from "./log_prefix.ts";
 import { type Compiled, type CompileOptions, type Endings, Output } from "./output.ts";
 import { type Ported, regionRules } from "./region.ts";
 import type { Expression, Rule, Verdict } from "./ruleset.ts";
-import { type Conjunction, isLogged, type RuleAction, unite } from "./unite.ts";
+import { type Conjunction, isLogged, type RuleAction, textOf, unite } from "./unite.ts";
 
 export const FILTER_ENDINGS: Endings = { allow: ACCEPT, deny: DROP, next: ACCEPT };
 
@@ -21,8 +21,6 @@ export const FILTER_ENDINGS: Endings = { allow: ACCEPT, deny: DROP, next: ACCEPT
 const LINEAR_MAX = 3;
 /** Regions with `pass` cells, one within the other: each takes two of the 16 levels that nf_tables has. */
 const PASS_REGIONS_MAX = 3;
-/** So many rules walked one by one are worth a note. */
-const NOTED_LINEAR_RULES = 64;
 const LOG_RATE = { op: "limit", rate: 10, unitSeconds: 1, burst: 20 } as const;
 
 /** @param slot whose chain and keys it gets: of all lists that stand at the same time, this one's alone */
@@ -30,17 +28,18 @@ export function compileList(list: PolicyList, slot: string, options: CompileOpti
   const out = new Output(options, slot);
   const segments = segmentsOf(list);
   const ids = idsOf(list);
-  const absent = ([4, 6] as const).filter((family) =>
-    ids.size > 0 && ![...ids].some((id) => options.hasMembers(family, id))
-  );
+  const absent = ids.size === 0 ? [] : ([4, 6] as const).filter((family) => {
+    for (const id of ids) if (options.hasMembers(family, id)) return false;
+    return true;
+  });
   const compile = (family: Family, name: string) =>
     new FamilyCompiler(family, name, out, absent.includes(family)).list(segments);
   const head = `list-${slot}`;
-  if (isNeutral(segments)) out.chains.set(head, { rules: compile(4, "") });
+  if (isNeutral(segments)) out.setChain(head, compile(4, ""));
   else {
     const v4 = compile(4, "4"), v6 = compile(6, "6");
     const alone = v6.length === 1 && v6[0]!.length === 1 ? v6[0]![0]! : verdict(goto(out.chain(v6)));
-    out.chains.set(head, { rules: [[...isFamily(6), alone], ...v4] });
+    out.setChain(head, [[...isFamily(6), alone], ...v4]);
   }
   const { chains, sets, addressSets, blocks, hits, counts, sizes } = out;
   return { head, chains, sets, addressSets, blocks, hits, counts, ids, absent, sizes, notes: [...out.notes] };
@@ -49,30 +48,46 @@ export function compileList(list: PolicyList, slot: string, options: CompileOpti
 /** All sets that the list asks for. */
 function idsOf({ tiers, profiles }: PolicyList): ReadonlySet<SetId> {
   const ids = new Set<SetId>();
-  for (const { rules } of [...tiers.flatMap((tier) => tier.policies), ...profiles]) {
-    for (const { source, destination } of rules) {
-      for (const { sets, notSets, portSets, notPortSets, serviceSet } of [source, destination]) {
-        for (const some of [sets, notSets, portSets, notPortSets]) for (const id of some ?? []) ids.add(id);
-        if (serviceSet !== undefined) ids.add(serviceSet);
-      }
+  for (const { policies } of tiers) for (const policy of policies) for (const id of policyIds(policy)) ids.add(id);
+  for (const profile of profiles) for (const id of policyIds(profile)) ids.add(id);
+  return ids;
+}
+
+const known = new WeakMap<CompiledPolicy, readonly SetId[]>();
+
+/** Of one policy, which outlives the lists that it is in. */
+function policyIds(policy: CompiledPolicy): readonly SetId[] {
+  let found = known.get(policy);
+  if (found !== undefined) return found;
+  const ids = new Set<SetId>();
+  for (const { source, destination } of policy.rules) {
+    for (const { sets, notSets, portSets, notPortSets, serviceSet } of [source, destination]) {
+      for (const some of [sets, notSets, portSets, notPortSets]) for (const id of some ?? []) ids.add(id);
+      if (serviceSet !== undefined) ids.add(serviceSet);
     }
   }
-  return ids;
+  known.set(policy, found = [...ids]);
+  return found;
 }
 
 /** Whether the list says the same in both families, word for word. */
 const isNeutral = (segments: readonly Segment[]): boolean =>
   segments.every(({ items }) =>
     items.every((item) =>
-      (item.kind === "staged" ? item.rules : [item.judged]).every(({ rule }) => {
-        const v4 = alternativesOf(rule, 4), v6 = alternativesOf(rule, 6);
-        return v4.length === v6.length &&
-          v4.every((one, i) => textBesidesPorts(one) === textBesidesPorts(v6[i]!) && !one.tests.some(asksAddress));
-      })
+      item.kind === "staged" ? item.rules.every(({ rule }) => saysTheSame(rule)) : saysTheSame(item.judged.rule)
     )
   );
 
-const asksAddress = ({ test }: Test): boolean => test === "address" || test === "addressPort";
+/** Nothing in the rule is of one family only, or looked up in a set that has them apart. */
+const saysTheSame = ({ family, icmp, notIcmp, source, destination }: PolicyRule): boolean =>
+  (family ?? icmp ?? notIcmp) === undefined &&
+  [source, destination].every(({ nets, notNets, sets, notSets, portSets, notPortSets, serviceSet }) =>
+    (nets ?? notNets ?? sets ?? notSets ?? portSets ?? notPortSets ?? serviceSet) === undefined
+  );
+
+/** Whether the rule can match only what is in some set. */
+const needsMember = ({ source, destination }: PolicyRule): boolean =>
+  (source.sets ?? destination.sets ?? source.serviceSet ?? destination.serviceSet) !== undefined;
 
 interface Entry {
   readonly alternatives: readonly Alternative[];
@@ -91,6 +106,21 @@ type Step =
   | { readonly kind: "always"; readonly action: RuleAction | "next"; readonly causes: readonly Cause[] }
   | { readonly kind: "log"; readonly judged: JudgedRule }
   | { readonly kind: "staged"; readonly rules: readonly JudgedRule[] };
+
+interface SplitRun {
+  readonly ported: readonly Ported[];
+  readonly others: readonly Conjunction[];
+  /** None of the others comes after one that asks for a port. */
+  readonly othersFirst: boolean;
+}
+
+interface Region {
+  readonly rules: readonly Rule[];
+  /** How many runs it has taken in. */
+  readonly runs: number;
+  /** The rest of the steps is where its last rule goes. */
+  readonly goesOn?: true;
+}
 
 class FamilyCompiler {
   private regions = 0;
@@ -169,9 +199,10 @@ class FamilyCompiler {
   }
 
   private alternatives({ rule }: JudgedRule): readonly Alternative[] {
-    const all = alternativesOf(rule, this.family);
-    if (!this.absent) return all;
-    return all.filter(({ tests }) => !tests.some((test) => asksMembers(test)));
+    if (!this.absent) return alternativesOf(rule, this.family);
+    return needsMember(rule)
+      ? []
+      : alternativesOf(rule, this.family).filter(({ tests }) => !tests.some((test) => asksMembers(test)));
   }
 
   private get isFlat(): boolean {
@@ -180,25 +211,28 @@ class FamilyCompiler {
 
   // -------------------------------------------------------------------------------------------------------------- rules
 
-  /**
-   * Everything from the step on. `passRegions`: how many regions with `pass` cells this is within. `alone`: no region is
-   * wider than a run, because one that was had too many cells.
-   */
-  private from(steps: readonly Step[], at: number, passRegions: number, alone = false): readonly Rule[] {
-    const step = steps[at];
-    if (step === undefined) return [];
-    switch (step.kind) {
-      case "always":
-        return this.always(step.action, step.causes);
-      case "log":
-        return [...this.log(step.judged), ...this.from(steps, at + 1, passRegions, alone)];
-      case "staged":
-        return [...this.stagedPolicy(step.rules, passRegions), ...this.from(steps, at + 1, passRegions, alone)];
-      case "run":
-        return this.isFlat
-          ? this.region(steps, at, passRegions, alone)
-          : [...this.linear(this.conjunctions(step)), ...this.from(steps, at + 1, passRegions)];
+  /** Everything from the step on. `passRegions`: how many regions with `pass` cells this is within. */
+  private from(steps: readonly Step[], at: number, passRegions: number): readonly Rule[] {
+    const rules: Rule[] = [];
+    const add = (some: readonly Rule[]) => {
+      for (const rule of some) rules.push(rule);
+    };
+    for (let next = at; next < steps.length;) {
+      const step = steps[next]!;
+      if (step.kind === "run" && this.isFlat) {
+        const region = this.region(steps, next, passRegions);
+        add(region.rules);
+        if (region.goesOn) return rules;
+        next += region.runs;
+        continue;
+      }
+      next++;
+      if (step.kind === "always") add(this.always(step.action, step.causes));
+      else if (step.kind === "log") add(this.log(step.judged));
+      else if (step.kind === "staged") add(this.stagedPolicy(step.rules, passRegions));
+      else add(this.linear(this.conjunctions(step)));
     }
+    return rules;
   }
 
   private always(action: RuleAction | "next", causes: readonly Cause[]): readonly Rule[] {
@@ -210,9 +244,9 @@ class FamilyCompiler {
    * Runs up to where a rule without ports stands between two that have them: the ports of all of them are one map. What has
    * no ports is looked up before it or after it.
    */
-  private region(steps: readonly Step[], at: number, passRegions: number, alone: boolean): readonly Rule[] {
+  private region(steps: readonly Step[], at: number, passRegions: number): Region {
     const runs = [this.split(steps[at] as Run)];
-    if (!alone && runs[0]!.ported.length > 0) {
+    if (runs[0]!.ported.length > 0) {
       for (let next = at + 1;; next++) {
         const step = steps[next];
         if (step?.kind !== "run" || runs.length > 1 && runs[runs.length - 1]!.others.length > 0) break;
@@ -221,29 +255,37 @@ class FamilyCompiler {
         runs.push(run);
       }
     }
+    return this.regionOf(runs, steps, at, passRegions) ??
+      // Too much overlap for all of them together: each run by itself, then.
+      this.regionOf(runs.slice(0, 1), steps, at, passRegions) ?? { rules: this.runByRun(runs), runs: runs.length };
+  }
+
+  private regionOf(
+    runs: readonly SplitRun[],
+    steps: readonly Step[],
+    at: number,
+    passRegions: number,
+  ): Region | undefined {
     const first = runs[0]!, last = runs[runs.length - 1]!;
     const ported = runs.flatMap((run) => run.ported);
-    const rest = () => this.from(steps, at + runs.length, passRegions, alone);
+    const leaves = ported.some(({ conjunction }) => this.leaves(conjunction.action));
+    if (ported.length <= LINEAR_MAX || leaves && passRegions >= PASS_REGIONS_MAX) {
+      return { rules: this.runByRun(runs), runs: runs.length };
+    }
     // In a run of its own either will do; the order of the list tells more truly who decided.
     const othersFirst = runs.length > 1 || first.othersFirst;
-    const before = othersFirst ? this.noted(this.united(first.others)) : [];
-    const after = () => this.noted(this.united(runs.length > 1 ? last.others : othersFirst ? [] : first.others));
-    const linear = () => [...before, ...runs.flatMap((run) => this.united(run.ported.map(asConjunction)))];
-    if (ported.length <= LINEAR_MAX) return [...linear(), ...after(), ...rest()];
-
+    const before = othersFirst ? this.united(first.others) : [];
+    const after = () => this.united(runs.length > 1 ? last.others : othersFirst ? [] : first.others);
     // What leaves this chain by `return` must not do so from a chain that was jumped to: such a cell is gone to instead, and
     // itself goes on where nothing in it matched.
     let on: Verdict | undefined;
     const goOn = (): Verdict => {
       if (on === undefined) {
-        const rules = [...after(), ...this.from(steps, at + runs.length, passRegions + 1, alone)];
+        const rules = [...after(), ...this.from(steps, at + runs.length, passRegions + 1)];
         on = rules.length === 0 ? RETURN : goto(this.out.chain(rules));
       }
       return on;
     };
-    if (passRegions >= PASS_REGIONS_MAX && ported.some(({ conjunction }) => this.leaves(conjunction.action))) {
-      return [...this.noted(linear()), ...after(), ...rest()];
-    }
     const map = regionRules(ported, {
       family: this.family,
       out: this.out,
@@ -256,14 +298,21 @@ class FamilyCompiler {
           : jump(this.out.chain(rules));
       },
     });
-    if (map !== undefined) return [...before, ...map, ...on === undefined ? [...after(), ...rest()] : [[verdict(on)]]];
-    // Too much overlap for all of them together: each run by itself, then.
-    if (runs.length > 1) return this.region(steps, at, passRegions, true);
-    return [...this.noted(linear()), ...after(), ...rest()];
+    if (map === undefined) return undefined;
+    return on === undefined
+      ? { rules: [...before, ...map, ...after()], runs: runs.length }
+      : { rules: [...before, ...map, [verdict(on)]], runs: runs.length, goesOn: true };
+  }
+
+  private runByRun(runs: readonly SplitRun[]): readonly Rule[] {
+    return runs.flatMap(({ ported, others, othersFirst }) => {
+      const some = this.united(ported.map(asConjunction));
+      return othersFirst ? [...this.united(others), ...some] : [...some, ...this.united(others)];
+    });
   }
 
   /** What asks for a destination port, and what does not. */
-  private split(run: Run): { ported: readonly Ported[]; others: readonly Conjunction[]; othersFirst: boolean } {
+  private split(run: Run): SplitRun {
     const ported: Ported[] = [], others: Conjunction[] = [];
     let lastOther = -1, firstPorted = Infinity;
     run.entries.forEach(({ alternatives, judged }, at) => {
@@ -272,7 +321,7 @@ class FamilyCompiler {
           others.push(conjunctionOf(one, run.action, judged));
           lastOther = at;
         } else {
-          const conjunction = { tests: one.tests, text: one.testsText, action: run.action, causes: [judged] };
+          const conjunction = { tests: one.tests, text: textOf(one), action: run.action, causes: [judged] };
           ported.push({ protocol: one.protocol!, ports: one.ports, conjunction });
           firstPorted = Math.min(firstPorted, at);
         }
@@ -314,11 +363,6 @@ class FamilyCompiler {
       ...testExpressions(tests, this.family, this.out),
       ...this.terminal(action, causes),
     ]);
-  }
-
-  private noted(rules: readonly Rule[]): readonly Rule[] {
-    if (rules.length > NOTED_LINEAR_RULES) this.out.notes.add(`${rules.length} rules are walked one by one`);
-    return rules;
   }
 
   // ------------------------------------------------------------------------------------------------------------ verdicts
@@ -382,7 +426,7 @@ const testsOf = (one: Alternative): readonly Test[] => {
 
 const conjunctionOf = (one: Alternative, action: RuleAction, cause: Cause): Conjunction => ({
   tests: testsOf(one),
-  text: `${textBesidesPorts(one)} ${one.ports === undefined ? "" : JSON.stringify(one.ports)}`,
+  text: `${one.protocol ?? "any"} ${one.ports === undefined ? "" : JSON.stringify(one.ports)} ${textOf(one)}`,
   action,
   causes: [cause],
 });

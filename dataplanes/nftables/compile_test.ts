@@ -39,7 +39,7 @@ const compileOptions = (more: Partial<CompileOptions> = {}): CompileOptions => (
 });
 
 /** More of them find more: `SEEDS=20000`. */
-const SEEDS = Number(process.env.SEEDS ?? 250);
+const SEEDS = Number(process.env.SEEDS ?? 150);
 
 const verdictOf = { accept: "allow", drop: "deny", fell: "next" } as const;
 

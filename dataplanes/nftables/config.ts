@@ -3,19 +3,23 @@ import { ConfigError } from "../../src/sdk/errors.ts";
 export interface NftablesConfig {
   /** NFLOG group that `Log` rules write to. */
   readonly logGroup: number;
-  /** Bits of the packet mark and the connection mark that are ours: of the former the lowest is used, of the latter the next. */
+  /** Bits of the packet mark and the connection mark that are ours: of the former the lowest and the third are used, of the latter the second. */
   readonly markMask: number;
   /** `linear`: every rule by itself, in order; a packet's cost grows with the list. To compare with, and to look for faults. */
   readonly form: "flat" | "linear";
+  /** Off: services are another dataplane's. */
+  readonly services: boolean;
 }
 
-const DEFAULTS: NftablesConfig = { logGroup: 86, markMask: 0xffff0000, form: "flat" };
+const DEFAULTS: NftablesConfig = { logGroup: 86, markMask: 0xffff0000, form: "flat", services: true };
 const FORMS = ["flat", "linear"] as const;
 
 /** The lowest bit of the mask. */
 export const lowestBit = (mask: number): number => (mask & -mask) >>> 0;
 /** The bit after it, 0 where there is none: not the same one, or who copies the one mark into the other would cut flows. */
 export const secondBit = (mask: number): number => lowestBit((mask & mask - 1) >>> 0);
+/** The one after that, 0 where there is none. */
+export const thirdBit = (mask: number): number => secondBit((mask & mask - 1) >>> 0);
 
 /** @throws {ConfigError} naming the key path */
 export function parseConfig(raw: unknown): NftablesConfig {
@@ -41,5 +45,9 @@ export function parseConfig(raw: unknown): NftablesConfig {
   if (form === undefined) {
     throw new ConfigError("dataplane.config.form", JSON.stringify(given.form), `one of ${FORMS.join(", ")}`);
   }
-  return { logGroup: number("logGroup", 1, 0xffff), markMask: number("markMask", 1, 0xffffffff), form };
+  const services = given.services ?? DEFAULTS.services;
+  if (typeof services !== "boolean") {
+    throw new ConfigError("dataplane.config.services", JSON.stringify(services), "true or false");
+  }
+  return { logGroup: number("logGroup", 1, 0xffff), markMask: number("markMask", 1, 0xffffffff), form, services };
 }

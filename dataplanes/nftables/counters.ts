@@ -11,8 +11,8 @@ import type { Cause } from "./flatten.ts";
 const COMMENT_MAX_BYTES = 125;
 const DIGEST_CHARACTERS = 16;
 
-/** `hits`: by key, protocol and port, of the rules that a port leads to. `counts`: by key, of all others. */
-export const COUNTING_SETS = ["hits", "counts"] as const;
+/** By name, the length of their keys. `hits`: by key, protocol and port, of the rules that a port leads to. `counts`: all others. */
+export const COUNTING_SETS = { hits: 24, counts: 16 } as const;
 
 export interface Count {
   readonly packets: number;

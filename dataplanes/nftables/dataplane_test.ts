@@ -88,7 +88,7 @@ const applied = async (dataplane: Dataplane, wanted: DesiredState): Promise<Repo
 
 test("opening finds what the kernel can do and leaves nothing behind", async () => {
   await using here = await fresh("probe");
-  expect([...here.dataplane.capabilities.aspects]).toEqual(["policy", "nat"]);
+  expect([...here.dataplane.capabilities.aspects]).toEqual(["policy", "nat", "services"]);
   expect(runIn(here.namespace, "nft", "list", "ruleset")).toBe("");
 });
 
@@ -129,8 +129,8 @@ test("one pod more costs the same few messages at 3 and at 300 pods", async () =
   for (const count of [3, 300]) {
     const before = world(count);
     await applied(here.dataplane, before);
-    const pod = workload("new", "mxnew", ["10.9.9.9", "fd00::9:9"], { ingress: before.workloads.get("w0")!.ingress });
-    const after = { ...before, generation: 2, workloads: before.workloads.set("new", pod) };
+    const pod = workload("z", "mxnew", ["10.9.9.9", "fd00::9:9"], { ingress: before.workloads.get("w0")!.ingress });
+    const after = { ...before, generation: 2, workloads: before.workloads.set("z", pod) };
     costs.push((await applied(here.dataplane, after)).messages);
     expect(kernelText(here.namespace)).toBe(wantedText(after));
     costs.push((await applied(here.dataplane, { ...before, generation: 3 })).messages);

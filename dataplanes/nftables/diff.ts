@@ -137,7 +137,8 @@ function otherElements(table: TableName, name: string, before: NftSet, after: Nf
 const wireRule = (rule: Rule) => rule.map(expressionToWire);
 
 function createSet(table: TableName, name: string, set: NftSet, id: number): NetlinkMessage {
-  const flags = (set.interval ? SetFlag.Interval : 0) | (set.map ? SetFlag.Map : 0);
+  const flags = (set.interval ? SetFlag.Interval : 0) | (set.map ? SetFlag.Map : 0) |
+    (set.dynamic ? SetFlag.Timeout | SetFlag.Evaluate : 0);
   const data = set.data === undefined
     ? { dataType: DATA_TYPE_VERDICT, dataLength: 0 }
     : { dataType: keyType(set.data), dataLength: keyLength(set.data) };
@@ -151,18 +152,21 @@ function createSet(table: TableName, name: string, set: NftSet, id: number): Net
     ...set.map ? data : {},
     size: set.capacity,
     counted: set.counted,
-    userdata: keyByteOrder(set.fields),
+    userdata: byteOrders(set),
   }, id);
 }
 
 /**
- * What `nft list` reads to print keys of one field whose bytes are in host order: NFTNL_UDATA_SET_KEYBYTEORDER (0), 4 bytes,
- * BYTEORDER_HOST_ENDIAN (1). The kernel keeps it unread.
+ * What `nft list` reads to print keys and data of one field whose bytes are in host order: NFTNL_UDATA_SET_KEYBYTEORDER (0) and
+ * _DATABYTEORDER (1), 4 bytes, BYTEORDER_HOST_ENDIAN (1). The kernel keeps it unread.
  */
-const keyByteOrder = (fields: readonly KeyField[]): Uint8Array | undefined =>
-  fields.length === 1 && (fields[0] === "ifname" || fields[0] === "ct_state")
-    ? Uint8Array.of(0, 4, 1, 0, 0, 0)
-    : undefined;
+function byteOrders({ fields, data = [] }: NftSet): Uint8Array | undefined {
+  const key = isHostOrder(fields) ? [0, 4, 1, 0, 0, 0] : [], value = isHostOrder(data) ? [1, 4, 1, 0, 0, 0] : [];
+  return key.length + value.length === 0 ? undefined : Uint8Array.from([...key, ...value]);
+}
+
+const isHostOrder = ([field, ...more]: readonly KeyField[]): boolean =>
+  more.length === 0 && (field === "ifname" || field === "ct_state" || field === "mark");
 
 /** An interval of a single field is two elements: its first key, and the key after its last as an end. */
 function put(set: NftSet, key: ElementKey, value: ElementValue, into: ElementMessages): void {

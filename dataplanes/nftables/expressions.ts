@@ -1,10 +1,10 @@
 /** Tests as nf_tables expressions, and what they look up. Pure. */
 import { type Address, type Cidr, cidrAddress, cidrPrefix, type Family, maskAddress } from "../../src/model/address.ts";
 import type { PortRange } from "../../src/model/ports.ts";
-import { isHost } from "./address_elements.ts";
-import { type End, PORT_PROTOCOLS, type Test } from "./condition.ts";
+import { ALL_PORTS, portBytes } from "../../src/model/port_ranges.ts";
+import { isHost } from "../../src/model/prefixes.ts";
+import { type End, PORT_PROTOCOLS, type Test } from "../../src/model/rule_alternatives.ts";
 import type { Output } from "./output.ts";
-import { ALL_PORTS, portBytes } from "./ports.ts";
 import type { Expression, Verdict } from "./ruleset.ts";
 
 export const ACCEPT: Verdict = { kind: "accept" };

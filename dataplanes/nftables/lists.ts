@@ -14,14 +14,12 @@ import { PoolBlocks } from "./pool_blocks.ts";
 import { POOL_KEY } from "./pools.ts";
 import { type KeyField, type NftSet, TrieElements } from "./ruleset.ts";
 import { type Chains, SharedEntries } from "./shared_entries.ts";
-import { shapeOf, Slots } from "./slots.ts";
+import { Slots } from "./slots.ts";
 
 interface ListUse {
   readonly list: PolicyList;
   readonly direction: Direction;
-  /** Undefined: a workload's. */
-  readonly endings: Endings | undefined;
-  users: number;
+  readonly endings: Endings;
   /** Undefined until it is settled for the first time. */
   compiled: Compiled | undefined;
 }
@@ -40,11 +38,11 @@ export class Lists {
   private readonly listsOf = new Map<SetId, Set<string>>();
   private sets: DesiredState["sets"] | undefined;
   private touched: ReadonlySet<SetId> = new Set();
-  /** Keys of lists to compile, and of those that had lost their last user. */
+  /** How often host endpoints have a list, by its key. */
+  private readonly hostUsers = new Map<string, number>();
+  /** Keys of lists to compile. */
   private readonly stale = new Set<string>();
-  private readonly emptied = new Set<string>();
   private readonly gone: (readonly [string, Compiled])[] = [];
-  private readonly moved = new Set<string>();
 
   /** `chains`, `rendered`: where what is rendered goes. */
   constructor(
@@ -53,22 +51,34 @@ export class Lists {
     private readonly rendered: MapEditor<string, NftSet>,
   ) {}
 
-  /** One user more. Answers the key; give it to `leave` when nothing leads there any more. `endings`: of a host endpoint's list. */
-  enter(list: PolicyList, direction: Direction, endings?: Endings): string {
-    const key = keyOf(list, direction, endings);
-    const found = this.uses.get(key);
-    if (found !== undefined) {
-      found.users++;
-      return key;
-    }
-    this.uses.set(key, { list, direction, endings, users: 1, compiled: undefined });
-    if (endings === undefined) this.slots.add(key, shapeOf(list, direction));
+  /** A workload has the list. */
+  enter(workload: DesiredWorkload, direction: Direction): void {
+    const { id, [direction]: list } = workload;
+    const key = keyOf(list, direction);
+    if (!this.slots.add(key, list, direction, id) && this.uses.has(key)) return;
+    this.uses.set(key, { list, direction, endings: FILTER_ENDINGS, compiled: undefined });
     this.stale.add(key);
+  }
+
+  /** It has it no more. */
+  leave(workload: DesiredWorkload, direction: Direction): void {
+    const { id, [direction]: list } = workload;
+    this.slots.remove(keyOf(list, direction), id);
+  }
+
+  /** A list of a host endpoint. Answers its key; give it to `leaveHost` when nothing leads there any more. */
+  enterHost(list: PolicyList, direction: Direction, endings: Endings): string {
+    const key = `host ${keyOf(list, direction)} ${JSON.stringify(endings)}`;
+    this.hostUsers.set(key, (this.hostUsers.get(key) ?? 0) + 1);
+    if (!this.uses.has(key)) {
+      this.uses.set(key, { list, direction, endings, compiled: undefined });
+      this.stale.add(key);
+    }
     return key;
   }
 
-  leave(key: string): void {
-    if (--this.uses.get(key)!.users === 0) this.emptied.add(key);
+  leaveHost(key: string): void {
+    this.hostUsers.set(key, this.hostUsers.get(key)! - 1);
   }
 
   /** Takes the sets of a state; lists whose sets have another form are compiled anew by `settle`. */
@@ -82,20 +92,14 @@ export class Lists {
     }
   }
 
-  /** Compiles what came and lets go what went. Whether a list that stood before has moved to another chain. */
-  settle(): boolean {
-    this.moved.clear();
-    for (const key of this.emptied) {
-      const { users, endings, compiled } = this.uses.get(key)!;
-      if (users > 0) continue;
-      this.uses.delete(key);
-      this.stale.delete(key);
-      if (endings === undefined) this.slots.remove(key);
-      if (compiled !== undefined) this.gone.push([key, compiled]);
-    }
-    this.emptied.clear();
-    for (const key of this.slots.settle()) {
-      if (this.uses.get(key)!.compiled !== undefined) this.moved.add(key);
+  /** Compiles what came and lets go what went. Answers the workloads whose lists, though not new, have other chains now. */
+  settle(): readonly string[] {
+    const { gone, moved } = this.slots.settle();
+    for (const key of gone) this.drop(key);
+    for (const [key, users] of this.hostUsers) if (users === 0 && this.hostUsers.delete(key)) this.drop(key);
+    const movedUsers: string[] = [];
+    for (const key of moved) {
+      if (this.uses.get(key)!.compiled !== undefined) movedUsers.push(...this.slots.usersOf(key));
       this.stale.add(key);
     }
     for (const key of this.stale) {
@@ -113,23 +117,26 @@ export class Lists {
     }
     this.gone.length = 0;
     this.publish();
-    return this.moved.size > 0;
+    return movedUsers;
   }
 
-  /** The chain of a list, by its key. */
-  headOf(key: string): string {
-    return `list-${this.slotOf(key)}`;
+  private drop(key: string): void {
+    const { compiled } = this.uses.get(key)!;
+    this.uses.delete(key);
+    this.stale.delete(key);
+    if (compiled !== undefined) this.gone.push([key, compiled]);
+  }
+
+  /** The chain of a host endpoint's list, by its key. */
+  headOfHost(key: string): string {
+    return `list-${digest(key)}`;
   }
 
   chainsOf({ ingress, egress }: DesiredWorkload): WorkloadChains {
     return {
-      ingress: this.headOf(keyOf(ingress, "ingress")),
-      egress: this.headOf(keyOf(egress, "egress")),
+      ingress: `list-${this.slots.of(keyOf(ingress, "ingress"))}`,
+      egress: `list-${this.slots.of(keyOf(egress, "egress"))}`,
     };
-  }
-
-  hasMoved({ ingress, egress }: DesiredWorkload): boolean {
-    return this.moved.has(keyOf(ingress, "ingress")) || this.moved.has(keyOf(egress, "egress"));
   }
 
   *notes(): Iterable<string> {
@@ -159,12 +166,8 @@ export class Lists {
 
   // ------------------------------------------------------------------------------------------------------------ compiled
 
-  private slotOf(key: string): string {
-    return this.uses.get(key)!.endings === undefined ? this.slots.of(key) : digest(key);
-  }
-
-  private compile(key: string, { list, direction, endings = FILTER_ENDINGS }: ListUse): Compiled {
-    return compileList(list, this.slotOf(key), {
+  private compile(key: string, { list, direction, endings }: ListUse): Compiled {
+    return compileList(list, this.hostUsers.has(key) ? digest(key) : this.slots.of(key), {
       endings,
       direction,
       shape: this.options.shape ?? "flat",
@@ -254,6 +257,5 @@ export class Lists {
 
 const NO_IDS: ReadonlySet<SetId> = new Set();
 
-/** Whose list it is decides: what is logged depends on the direction, what becomes of a packet on the endings. */
-export const keyOf = (list: PolicyList, direction: Direction, endings?: Endings): string =>
-  endings === undefined ? `${direction} ${list.id}` : `host ${direction} ${list.id} ${JSON.stringify(endings)}`;
+/** What is logged depends on the direction. */
+const keyOf = (list: PolicyList, direction: Direction): string => `${direction} ${list.id}`;

@@ -1,6 +1,6 @@
 /** The nftables dataplane: policy and masquerading as the table `inet manx`, one transaction a generation. */
 import type { DesiredState, PolicyList } from "../../src/model/desired.ts";
-import type { Dataplane, DecisionCount, LoggedPacket, LostPackets, Report } from "../../src/sdk/dataplane.ts";
+import type { Aspect, Dataplane, DecisionCount, LoggedPacket, LostPackets, Report } from "../../src/sdk/dataplane.ts";
 import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
 import { definePlugin, type Host } from "../../src/sdk/plugin.ts";
 import { explainError } from "../../src/sdk/errors.ts";
@@ -12,15 +12,17 @@ import {
   SUBSYSTEM_NFTABLES,
   tableOf,
 } from "../../src/kernel/netlink/schema/nftables.ts";
-import { lowestBit, type NftablesConfig, parseConfig, secondBit } from "./config.ts";
+import { lowestBit, type NftablesConfig, parseConfig, secondBit, thirdBit } from "./config.ts";
 import { decisionCounts } from "./counters.ts";
 import { diff, TABLE, transactions } from "./diff.ts";
+import { differences } from "./differences.ts";
 import { createPrefixResolver } from "./log_prefix.ts";
 import { readPacketLog } from "./packet_log.ts";
-import { probe, probeCut } from "./probe.ts";
+import { probe, probeCut, probeServices } from "./probe.ts";
 import { type Found, readCounts, readGeneration, readTable } from "./read.ts";
 import { type Rendered, Renderer } from "./render.ts";
 import type { Ruleset } from "./ruleset.ts";
+import { ServiceFlows } from "./services_flows.ts";
 
 /** Somebody who keeps writing to nftables makes a transaction stale (ERESTART) so often at most before it is reported. */
 const STALE_TRIES = 8;
@@ -39,7 +41,10 @@ export default definePlugin({
   async open(config: NftablesConfig, host: Host): Promise<Dataplane> {
     const socket = host.kernel.netlink(NETLINK_NETFILTER);
     try {
-      return new NftablesDataplane(config, host, socket, probe(socket));
+      const capabilities = probe(socket);
+      const services = config.services && thirdBit(config.markMask) !== 0 && probeServices(socket);
+      const aspects = new Set<Aspect>([...capabilities.aspects, ...services ? ["services" as const] : []]);
+      return new NftablesDataplane(config, host, socket, { ...capabilities, aspects });
     } catch (error) {
       socket[Symbol.dispose]();
       throw error;
@@ -58,6 +63,7 @@ class NftablesDataplane implements Dataplane {
   private othersWrote = false;
   private desired: DesiredState | undefined;
   private listener: Listener | undefined;
+  private readonly serviceFlows: ServiceFlows | undefined;
   private readonly prefixes = createPrefixResolver(() => this.desired);
 
   constructor(
@@ -68,7 +74,9 @@ class NftablesDataplane implements Dataplane {
   ) {
     const cut = probeCut(socket, secondBit(config.markMask));
     const { logGroup, form: shape } = config;
-    this.renderer = new Renderer({ logGroup, passedMark: lowestBit(config.markMask), cut, shape });
+    const services = capabilities.aspects.has("services") ? { masqueradeMark: thirdBit(config.markMask) } : undefined;
+    this.renderer = new Renderer({ logGroup, passedMark: lowestBit(config.markMask), cut, services, shape });
+    this.serviceFlows = services && new ServiceFlows(host);
     this.cutMark = cut?.mark;
   }
 
@@ -98,7 +106,8 @@ class NftablesDataplane implements Dataplane {
     for (let stale = 0, refused = 0;;) {
       try {
         const messages = this.write(desired, ruleset);
-        return { generation: desired.generation, converged: true, messages, problems };
+        const ofFlows = this.serviceFlows?.problems() ?? [];
+        return { generation: desired.generation, converged: true, messages, problems: [...problems, ...ofFlows] };
       } catch (error) {
         // The state of the table is not what we thought; the kernel has done nothing. Look, and try again.
         this.there = undefined;
@@ -123,6 +132,7 @@ class NftablesDataplane implements Dataplane {
       this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, messages, this.generation);
     }
     this.there = { ruleset, replace: false };
+    this.serviceFlows?.follow(desired.services, known ? undefined : { found: found.ruleset });
     return batches.reduce((sum, messages) => sum + messages.length, 0);
   }
 
@@ -168,9 +178,21 @@ class NftablesDataplane implements Dataplane {
     return this.othersWrote || this.there === undefined || readGeneration(this.socket) !== this.generation;
   }
 
+  async diff(): Promise<readonly string[]> {
+    if (this.desired === undefined) return [];
+    const { ruleset: wanted } = this.render(this.desired);
+    const { ruleset, replace } = readTable(this.socket);
+    const table = `table inet ${TABLE.table}`;
+    if (replace) return [`- ${table} as it is: dormant, or owned by a process`, `+ ${table}`];
+    if (ruleset === undefined) return [`+ ${table}`];
+    return differences(ruleset, wanted);
+  }
+
   counts(list: PolicyList): Promise<readonly DecisionCount[]> {
     const counters = this.renderer.counters(list);
-    return Promise.resolve(counters === undefined ? [] : decisionCounts(counters, readCounts(this.socket)));
+    return Promise.resolve(
+      counters === undefined ? [] : decisionCounts(counters, readCounts(this.socket, counters.keys())),
+    );
   }
 
   logs(signal: AbortSignal): AsyncIterable<LoggedPacket | LostPackets> {
@@ -191,6 +213,7 @@ class NftablesDataplane implements Dataplane {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.listener?.[Symbol.dispose]();
+    await this.serviceFlows?.[Symbol.asyncDispose]();
     this.socket[Symbol.dispose]();
   }
 }

@@ -3,7 +3,8 @@ import { type Address, type Cidr, cidrAddress, type Family } from "../../src/mod
 import type { SetId } from "../../src/model/desired.ts";
 import { digest } from "../../src/model/digest.ts";
 import type { Direction } from "../../src/model/rule.ts";
-import { type AddressForm, isHost } from "./address_elements.ts";
+import { isHost } from "../../src/model/prefixes.ts";
+import type { AddressForm } from "./address_elements.ts";
 import { countKey, keyOf } from "./counters.ts";
 import type { Cause } from "./flatten.ts";
 import type { Block, PoolName, Source } from "./pools.ts";
@@ -73,6 +74,8 @@ export interface Compiled {
   readonly notes: readonly string[];
 }
 
+/** A chain of more rules is worth a note. */
+const NOTED_RULES = 64;
 /** Sets that all unions of one list are made of. */
 const UNION_BUDGET = 65_536;
 /** A union of more addresses is none. */
@@ -97,8 +100,15 @@ export class Output {
 
   chain(rules: readonly Rule[]): string {
     const name = `c-${digest(JSON.stringify(rules))}`;
-    this.chains.set(name, { rules });
+    this.setChain(name, rules);
     return name;
+  }
+
+  setChain(name: string, rules: readonly Rule[]): void {
+    this.chains.set(name, { rules });
+    if (rules.length > NOTED_RULES && this.options.shape === "flat") {
+      this.notes.add(`${rules.length} rules are walked one by one`);
+    }
   }
 
   fixedSet(

@@ -27,7 +27,7 @@ export function printSet(name: string, set: NftSet): readonly string[] {
   set.elements.forEach((value, key) => elements.push(printElement(set, key, value)));
   elements.sort();
   const data = set.data === undefined ? "" : ` : ${set.data.join(" . ")}`;
-  const more = `${set.interval ? " interval" : ""}${set.counted ? " counter" : ""}`;
+  const more = `${set.interval ? " interval" : ""}${set.counted ? " counter" : ""}${set.dynamic ? " dynamic" : ""}`;
   const head = `${set.map ? "map" : "set"} ${name} { ${set.fields.join(" . ")}${data}${more} }`;
   return elements.length === 0 ? [`${head} empty`] : [head, ...elements.map((element) => `    ${element}`)];
 }
@@ -96,6 +96,8 @@ export function printField(field: KeyField, bytes: string): string {
       return String(bytes.charCodeAt(0));
     case "ifname":
       return bytes.replace(/\0+$/, "");
+    case "mark":
+      return String(new DataView(Uint8Array.from(bytes, (byte) => byte.charCodeAt(0)).buffer).getUint32(0, true));
     case "ct_state":
       return CT_STATES[bytes.charCodeAt(0)] ?? hex(bytes);
   }
@@ -111,6 +113,8 @@ export function printExpression(one: Expression): string {
       return `[r${one.dreg} = meta ${one.key}]`;
     case "setMark":
       return `[meta mark = r${one.sreg}]`;
+    case "setPriority":
+      return `[meta priority = r${one.sreg}]`;
     case "payload":
       return `[r${one.dreg} = ${printPayload(one)}]`;
     case "ct":
@@ -141,8 +145,20 @@ export function printExpression(one: Expression): string {
       return "notrack";
     case "tcpReset":
       return "reject with tcp reset";
+    case "portUnreachable":
+      return "reject with icmpx port-unreachable";
     case "masquerade":
       return "masquerade";
+    case "destinationType":
+      return `[r${one.dreg} = fib daddr type]`;
+    case "random":
+      return `[r${one.dreg} = numgen random mod ${one.modulus} offset ${one.offset}]`;
+    case "dnat":
+      return `dnat ${one.family === 4 ? "ip" : "ip6"} to r${one.addressSreg} : r${one.portSreg}`;
+    case "dynamic": {
+      const timeout = one.seconds === undefined ? "" : ` timeout ${one.seconds}s`;
+      return `${one.action} @${one.set} { r${one.keySreg}${timeout} : r${one.dataSreg} }`;
+    }
     case "other":
       return `[${one.name} ${one.attributes}]`;
   }

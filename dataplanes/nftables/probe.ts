@@ -15,6 +15,7 @@ import { PROTOCOLS } from "../../src/model/ports.ts";
 import type { CutOptions } from "./base_chains.ts";
 import { diff } from "./diff.ts";
 import { elementsOf, type Expression, interfaceKey, type NftChain, type NftSet, type Ruleset } from "./ruleset.ts";
+import { serviceProbe } from "./services_probe.ts";
 
 const PROBE: TableName = { family: ProtocolFamily.Inet, table: "manx-probe" };
 
@@ -33,6 +34,9 @@ export function probe(socket: NetlinkSocket): Dataplane["capabilities"] {
   if (refusal(socket, natRuleset) === undefined) aspects.add("nat");
   return { aspects, families: new Set<Family>([4, 6]), atomicity: "all" };
 }
+
+/** Whether the kernel has what services need: their rules themselves, for a frontend of each kind. */
+export const probeServices = (socket: NetlinkSocket): boolean => refusal(socket, serviceProbe()) === undefined;
 
 /** How flows can be cut by this bit of the connection mark; undefined where the kernel does not know connection marks. */
 export function probeCut(socket: NetlinkSocket, mark: number): CutOptions | undefined {

@@ -8,6 +8,7 @@ import {
   ElementFlag,
   getChains,
   getElements,
+  getElementsAt,
   getGeneration,
   getRules,
   getSets,
@@ -111,29 +112,58 @@ function readOnce(socket: NetlinkSocket, table: TableName): Omit<Found, "generat
   return { ruleset: { sets: persistentMap(sets), chains: persistentMap<string, NftChain>(chains) }, replace: false };
 }
 
-/** What the elements of `hits` and `counts` have counted, by key; empty where there is no table. @throws {KernelError} */
-export function readCounts(socket: NetlinkSocket, table = TABLE): ReadonlyMap<ElementKey, Count> {
+/** More than so many elements are not asked for by key: the whole set is as quick. */
+const COUNTED_KEYS_MAX = 1_024;
+
+/** What elements of `hits` and `counts` have counted, by key; those that are not there are left out. @throws {KernelError} */
+export function readCounts(
+  socket: NetlinkSocket,
+  wanted: Iterable<ElementKey>,
+  table = TABLE,
+): ReadonlyMap<ElementKey, Count> {
   const counts = new Map<ElementKey, Count>();
-  for (const set of COUNTING_SETS) {
-    try {
-      for (const message of socket.dump(`list elements of ${set}`, getElements(table, set))) {
-        for (const { key, counter } of parseElements(message).elements) {
-          if (counter !== undefined) counts.set(key, counter);
-        }
+  const keys = [...wanted];
+  for (const [set, length] of Object.entries(COUNTING_SETS)) {
+    for (const message of readElements(socket, table, set, keys.filter((key) => key.length === length))) {
+      for (const { key, counter } of parseElements(message).elements) {
+        if (counter !== undefined) counts.set(key, counter);
       }
-    } catch (error) {
-      if (!isErrno(error, "ENOENT")) throw error;
     }
   }
   return counts;
 }
 
+/** At least those of the keys that there are. */
+function readElements(
+  socket: NetlinkSocket,
+  table: TableName,
+  set: string,
+  keys: readonly ElementKey[],
+): readonly NetlinkMessage[] {
+  const operation = `read elements of ${set}`;
+  if (keys.length === 0) return [];
+  try {
+    if (keys.length <= COUNTED_KEYS_MAX) return socket.request(operation, [getElementsAt(table, set, keys)]);
+  } catch (error) {
+    if (!isErrno(error, "ENOENT")) throw error;
+    // One of them is missing: see what there is.
+  }
+  try {
+    return socket.dump(operation, getElements(table, set));
+  } catch (error) {
+    if (isErrno(error, "ENOENT")) return [];
+    throw error;
+  }
+}
+
 /** A set that no state renders to: whatever is wanted in its place differs in form. */
 const STRANGE: NftSet = { fields: [], interval: false, map: false, elements: elementsOf([]) };
 const OUR_FLAGS = SetFlag.Interval | SetFlag.Map | SetFlag.Concatenation;
+const DYNAMIC_FLAGS = SetFlag.Timeout | SetFlag.Evaluate;
 
 function readSet(socket: NetlinkSocket, table: TableName, name: string, attributes: SetAttributes): NftSet {
-  const flags = attributes.flags ?? 0;
+  const dynamic = ((attributes.flags ?? 0) & DYNAMIC_FLAGS) === DYNAMIC_FLAGS ? true : undefined;
+  const flags = (attributes.flags ?? 0) & ~(dynamic ? DYNAMIC_FLAGS : 0);
   const fields = fieldsOfKeyType(attributes.keyType ?? 0);
   const map = (flags & SetFlag.Map) !== 0;
   const interval = (flags & SetFlag.Interval) !== 0;
@@ -148,9 +178,8 @@ function readSet(socket: NetlinkSocket, table: TableName, name: string, attribut
     (attributes.expression !== undefined) !== (counted === true) || attributes.expressions !== undefined
   ) return STRANGE;
   const elements: WireElement[] = [];
-  for (const message of socket.dump(`list elements of ${name}`, getElements(table, name))) {
-    for (const element of parseElements(message).elements) elements.push(element);
-  }
+  const messages = dynamic ? [] : socket.dump(`list elements of ${name}`, getElements(table, name));
+  for (const message of messages) for (const element of parseElements(message).elements) elements.push(element);
   const entries = interval && !concatenated
     ? intervals(elements)
     : elements.map((one) => [one.key + (interval ? one.keyEnd ?? one.key : ""), valueOf(one, map, counted)] as const);
@@ -163,6 +192,7 @@ function readSet(socket: NetlinkSocket, table: TableName, name: string, attribut
     elements: elementsOf(entries),
     ...data === undefined ? {} : { data },
     ...counted === undefined ? {} : { counted },
+    ...dynamic === undefined ? {} : { dynamic },
   };
 }
 

@@ -4,13 +4,13 @@
  */
 import { cidrAddress, type Family } from "../../src/model/address.ts";
 import type { PortRange } from "../../src/model/ports.ts";
-import { isHost } from "./address_elements.ts";
-import { type End, PORT_PROTOCOLS } from "./condition.ts";
+import { cutPorts, portBytes, unitePorts } from "../../src/model/port_ranges.ts";
+import { isHost } from "../../src/model/prefixes.ts";
+import { type End, PORT_PROTOCOLS } from "../../src/model/rule_alternatives.ts";
 import { loadFlowAddress, loadPorts, verdict } from "./expressions.ts";
 import type { Cause } from "./flatten.ts";
 import type { Output } from "./output.ts";
 import type { Source } from "./pools.ts";
-import { cutPorts, portBytes, unitePorts } from "./ports.ts";
 import type { ElementKey, Expression, Rule, Verdict } from "./ruleset.ts";
 import { type AddressTest, type Conjunction, isLogged, type RuleAction } from "./unite.ts";
 
@@ -108,16 +108,13 @@ function cellsOf(ported: readonly Ported[]): readonly Cell[] | undefined {
     if (mine.length === 0) continue;
     const cut = cutPorts(mine.map(({ ports }) => ports), budget);
     if (cut === undefined) return undefined;
-    const settled = new Map<string, readonly Conjunction[]>();
+    const settled = new Map<string | number, readonly Conjunction[]>();
     for (const { first, last, owners } of cut) {
       budget -= owners.length;
-      const key = owners.join();
+      const key = owners.length === 1 ? owners[0]! : owners.join();
       let conjunctions = settled.get(key);
       if (conjunctions === undefined) {
-        settled.set(
-          key,
-          conjunctions = settle(owners.map((at) => mine[at]!.conjunction)),
-        );
+        settled.set(key, conjunctions = settle(owners.map((at) => mine[at]!.conjunction)));
       }
       cells.push({ protocol, first, last, conjunctions });
     }
@@ -127,6 +124,7 @@ function cellsOf(ported: readonly Ported[]): readonly Cell[] | undefined {
 
 /** Without what never gets its turn. */
 function settle(conjunctions: readonly Conjunction[]): readonly Conjunction[] {
+  if (conjunctions.length === 1) return conjunctions;
   const texts = new Map<string, Conjunction>();
   for (const one of conjunctions) {
     if (!texts.has(one.text)) texts.set(one.text, one);
@@ -223,6 +221,7 @@ class Plan {
 
   /** What of a cell goes to columns; the rest comes after them. */
   private place(conjunctions: readonly Conjunction[]): Placement {
+    if (conjunctions.length === 1) return this.placeOne(conjunctions[0]!);
     const uniform = conjunctions.every((one) => one.action === conjunctions[0]!.action && !isLogged(one));
     const last = conjunctions[conjunctions.length - 1]!;
     // Of one action, and the last asks for nothing: the others cannot be told from it.
@@ -252,6 +251,14 @@ class Plan {
       [column, sourceFor(share), [...new Set(share.flatMap(({ causes }) => causes))]] as const
     );
     return { placed, rest: others };
+  }
+
+  /** As most cells are. */
+  private placeOne(one: Conjunction): Placement {
+    const test = this.plainTest(one);
+    const [column] = test === undefined ? [] : this.columnsFor([{ ...one, test }], true) ?? [];
+    if (test === undefined || column === undefined) return { placed: [], rest: [one] };
+    return { placed: [[column, sourceOf(test), one.causes]], rest: [] };
   }
 
   /** A column for each, in order; new ones where there is room, else the one before where that says the same. */
@@ -292,13 +299,14 @@ const known = new WeakMap<AddressTest, Source>();
 
 /** The union of what they ask for. */
 function sourceFor(share: readonly Placed[]): Source {
-  const { test } = share[0]!;
-  if (share.length > 1) {
-    return {
-      ids: [...new Set(share.flatMap((one) => one.test.ids))].sort(),
-      addresses: [...new Set(share.flatMap((one) => one.test.nets.map(cidrAddress)))].sort(),
-    };
-  }
+  if (share.length === 1) return sourceOf(share[0]!.test);
+  return {
+    ids: [...new Set(share.flatMap((one) => one.test.ids))].sort(),
+    addresses: [...new Set(share.flatMap((one) => one.test.nets.map(cidrAddress)))].sort(),
+  };
+}
+
+function sourceOf(test: AddressTest): Source {
   let source = known.get(test);
   if (source === undefined) known.set(test, source = { ids: test.ids, addresses: test.nets.map(cidrAddress) });
   return source;

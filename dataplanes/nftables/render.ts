@@ -5,12 +5,14 @@
 import type { DesiredState, DesiredWorkload, PolicyList } from "../../src/model/desired.ts";
 import { type MapEditor, persistentMap } from "../../src/model/persistent_map.ts";
 import type { Direction } from "../../src/model/rule.ts";
-import { BaseChains, INTERFACE_NAME_MAX, type RenderOptions } from "./base_chains.ts";
+import { BaseChains, type RenderOptions } from "./base_chains.ts";
 import { Dispatch } from "./dispatch.ts";
 import type { Cause } from "./flatten.ts";
-import { keyOf, Lists } from "./lists.ts";
+import { Lists } from "./lists.ts";
 import type { Endings } from "./output.ts";
+import { INTERFACE_NAME_MAX } from "./packet_tests.ts";
 import type { NftSet, Ruleset } from "./ruleset.ts";
+import { ServiceRules } from "./services.ts";
 import { Chains } from "./shared_entries.ts";
 
 export interface Rendered {
@@ -27,6 +29,7 @@ export class Renderer {
   private readonly lists: Lists;
   private readonly dispatch = new Dispatch();
   private readonly claims = new Map<string, Map<string, DesiredWorkload>>();
+  private readonly services: ServiceRules | undefined;
   private readonly unusable = new Map<string, string>();
   private base: BaseChains | undefined;
   private baseLists: readonly string[] = [];
@@ -35,6 +38,7 @@ export class Renderer {
 
   constructor(readonly options: RenderOptions) {
     this.lists = new Lists(options, this.chains, this.sets);
+    if (options.services !== undefined) this.services = new ServiceRules(options.services.masqueradeMark, this.chains);
   }
 
   render(state: DesiredState): Rendered {
@@ -45,6 +49,7 @@ export class Renderer {
       const changed = this.followWorkloads(before?.workloads ?? NO_WORKLOADS, state);
       this.followBase(before, state);
       this.settle(changed);
+      this.services?.follow(state.services, this.sets);
     }
     return { ruleset: { sets: this.sets.finish(), chains: this.chains.finish() }, problems: this.problems() };
   }
@@ -55,8 +60,15 @@ export class Renderer {
   }
 
   private problems(): readonly string[] {
-    const problems = new Set([...this.unusable.values(), ...(this.base?.problems ?? []), ...this.lists.notes()]);
+    const ofServices = this.services?.problems.values() ?? [];
+    const problems = new Set([
+      ...this.unusable.values(),
+      ...(this.base?.problems ?? []),
+      ...this.lists.notes(),
+      ...ofServices,
+    ]);
     for (const [name, claims] of this.claims) {
+      if (claims.size < 2) continue;
       for (const id of [...claims.keys()].sort().slice(1)) {
         problems.add(`workload ${id}: interface ${name} is another workload's too; its packets are dropped`);
       }
@@ -66,12 +78,7 @@ export class Renderer {
 
   /** Compiles what came, lets go what went, and points the interfaces there. */
   private settle(changed: Set<string>): void {
-    if (this.lists.settle()) {
-      // A list that stood already has another chain: rare, so all are looked through.
-      for (const [name, claims] of this.claims) {
-        for (const one of claims.values()) if (this.lists.hasMoved(one)) changed.add(name);
-      }
-    }
+    for (const id of this.lists.settle()) changed.add(this.state!.workloads.get(id)!.interfaceName);
     for (const name of changed) {
       const claims = this.claims.get(name);
       this.dispatch.set(name, claims?.values() ?? [], (one) => this.lists.chainsOf(one));
@@ -83,21 +90,20 @@ export class Renderer {
   /** Answers the interfaces to look at. */
   private followWorkloads(before: DesiredState["workloads"], state: DesiredState): Set<string> {
     const changed = new Set<string>();
-    const left: DesiredWorkload[] = [];
     for (const change of state.workloads.changesSince(before)) {
       if (change.before !== undefined) {
         this.unusable.delete(change.key);
         const name = change.before.interfaceName;
         this.claims.get(name)?.delete(change.key);
         changed.add(name);
-        // What it leads to goes after what comes is there, so that what both share is not made twice.
-        left.push(change.before);
+        this.lists.leave(change.before, "ingress");
+        this.lists.leave(change.before, "egress");
       }
       if (change.after !== undefined) {
         const workload = change.after;
         const name = workload.interfaceName;
-        this.lists.enter(workload.ingress, "ingress");
-        this.lists.enter(workload.egress, "egress");
+        this.lists.enter(workload, "ingress");
+        this.lists.enter(workload, "egress");
         if (name === "" || name.length > INTERFACE_NAME_MAX) {
           const wanted = `wanted a name of 1 to ${INTERFACE_NAME_MAX} bytes`;
           this.unusable.set(change.key, `workload ${workload.id}: found interface ${JSON.stringify(name)}, ${wanted}`);
@@ -107,10 +113,6 @@ export class Renderer {
         this.claims.set(name, claims.set(change.key, workload));
         changed.add(name);
       }
-    }
-    for (const { ingress, egress } of left) {
-      this.lists.leave(keyOf(ingress, "ingress"));
-      this.lists.leave(keyOf(egress, "egress"));
     }
     return changed;
   }
@@ -122,9 +124,9 @@ export class Renderer {
     ) return;
     const lists: string[] = [];
     const base = new BaseChains(state, this.options, (list: PolicyList, direction: Direction, endings: Endings) => {
-      const key = this.lists.enter(list, direction, endings);
+      const key = this.lists.enterHost(list, direction, endings);
       lists.push(key);
-      return this.lists.headOf(key);
+      return this.lists.headOfHost(key);
     });
     for (const [name, chain] of base.chains) this.chains.retain(name, chain);
     for (const [name, set] of base.sets) this.sets.set(name, set);
@@ -136,6 +138,6 @@ export class Renderer {
     for (const name of old?.chains.keys() ?? []) this.chains.release(name);
     for (const name of old?.sets.keys() ?? []) if (!base.sets.has(name)) this.sets.delete(name);
     if (old !== undefined) this.lists.releaseAddressSets(old.addressSets);
-    for (const key of oldLists) this.lists.leave(key);
+    for (const key of oldLists) this.lists.leaveHost(key);
   }
 }

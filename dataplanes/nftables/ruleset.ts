@@ -26,7 +26,8 @@ export type KeyField =
   | "inet_service"
   | "ifname"
   | "ct_state"
-  | "icmpv6_type";
+  | "icmpv6_type"
+  | "mark";
 
 /** nft's type number and the bytes of a field, without the padding it has in a concatenated key. */
 export const KEY_FIELDS: Readonly<Record<KeyField, { readonly type: number; readonly length: number }>> = {
@@ -37,6 +38,7 @@ export const KEY_FIELDS: Readonly<Record<KeyField, { readonly type: number; read
   ifname: { type: KeyType.IfName, length: 16 },
   ct_state: { type: KeyType.CtState, length: 4 },
   icmpv6_type: { type: KeyType.Icmpv6Type, length: 1 },
+  mark: { type: KeyType.Mark, length: 4 },
 };
 
 export interface NftSet {
@@ -49,6 +51,8 @@ export interface NftSet {
   readonly data?: readonly KeyField[];
   /** Each element counts the packets whose lookup finds it, and its value says which. What it has counted is no part of it. */
   readonly counted?: true;
+  /** Packets make and renew its elements, and time takes them away; they are no part of it. */
+  readonly dynamic?: true;
   /** The most elements it can ever have (NFTA_SET_DESC_SIZE); absent: no bound. */
   readonly capacity?: number;
   readonly elements: Elements;
@@ -158,6 +162,7 @@ export const sameBase = (a: BaseChain | undefined, b: BaseChain | undefined): bo
 /** Whether a set of that form can hold the elements of the other. */
 export const sameForm = (a: NftSet, b: NftSet): boolean =>
   a.interval === b.interval && a.map === b.map && a.capacity === b.capacity && a.counted === b.counted &&
+  a.dynamic === b.dynamic &&
   sameFields(a.fields, b.fields) && sameFields(a.data ?? [], b.data ?? []);
 
 const sameFields = (a: readonly KeyField[], b: readonly KeyField[]): boolean =>

@@ -1,67 +1,73 @@
 /**
- * Under which name a list stands in the kernel. Named by the policies that it has, not by what they say: so a policy that
- * changes changes elements and rules in place, and its counters go on. Two lists that stand at the same time never share a
- * slot: where the policies are the same and the content is not, all but one are named by content. Pure.
+ * Under which name a workload's list stands in the kernel. One with policies: that of the first, by id, of the workloads that
+ * have it. A workload has one list for each direction, so no two lists share a slot; and when a workload gets another list,
+ * because a policy came or changed, the new one stands where the old one stood: elements and rules change in place, and counters
+ * go on. A list without policies, which many workloads may have, is known by its content. Pure.
  */
 import type { PolicyList } from "../../src/model/desired.ts";
 import { digest } from "../../src/model/digest.ts";
 import type { Direction } from "../../src/model/rule.ts";
 
-/** Lists with equal shapes name the same policies in the same order. */
-export const shapeOf = ({ tiers, profiles, end }: PolicyList, direction: Direction): string => {
-  let text = `${direction} ${end}`;
-  for (const { name, policies } of tiers) {
-    text += `\n${JSON.stringify(name)}`;
-    for (const { id } of policies) text += ` ${JSON.stringify(id)}`;
-  }
-  text += "\n";
-  for (const { id } of profiles) text += ` ${JSON.stringify(id)}`;
-  return text;
-};
+interface Users {
+  readonly direction: Direction;
+  readonly isOpen: boolean;
+  readonly ids: Set<string>;
+  /** Undefined: it must be looked for. */
+  first: string | undefined;
+  slot: string | undefined;
+}
 
-/** Slots of the lists that there are, by key. */
 export class Slots {
-  /** By shape: keys of the lists that have it. */
-  private readonly shapes = new Map<string, Set<string>>();
-  private readonly shapeOf = new Map<string, string>();
-  private readonly slots = new Map<string, string>();
+  /** By key of the list. */
+  private readonly lists = new Map<string, Users>();
   private readonly touched = new Set<string>();
 
-  add(key: string, shape: string): void {
-    this.shapeOf.set(key, shape);
-    const keys = this.shapes.get(shape);
-    if (keys === undefined) this.shapes.set(shape, new Set([key]));
-    else keys.add(key);
-    this.touched.add(shape);
+  /** The workload has the list. Whether it is the first that does. */
+  add(key: string, { tiers }: PolicyList, direction: Direction, id: string): boolean {
+    const users = this.lists.get(key);
+    this.touched.add(key);
+    if (users === undefined) {
+      this.lists.set(key, { direction, isOpen: tiers.length === 0, ids: new Set([id]), first: id, slot: undefined });
+      return true;
+    }
+    users.ids.add(id);
+    if (users.first !== undefined && id < users.first) users.first = id;
+    return false;
   }
 
-  remove(key: string): void {
-    const shape = this.shapeOf.get(key)!;
-    this.shapeOf.delete(key);
-    this.slots.delete(key);
-    const keys = this.shapes.get(shape)!;
-    keys.delete(key);
-    if (keys.size === 0) this.shapes.delete(shape);
-    this.touched.add(shape);
+  remove(key: string, id: string): void {
+    const users = this.lists.get(key)!;
+    this.touched.add(key);
+    users.ids.delete(id);
+    if (users.first === id) users.first = undefined;
   }
 
-  /** Keys of lists that have another slot than before. The same for the same lists, however they came. */
-  settle(): readonly string[] {
-    const moved: string[] = [];
-    for (const shape of this.touched) {
-      const keys = [...this.shapes.get(shape) ?? []].sort();
-      keys.forEach((key, at) => {
-        const slot = digest(at === 0 ? shape : `${shape}\n${key}`);
-        if (this.slots.get(key) === slot) return;
-        this.slots.set(key, slot);
-        moved.push(key);
-      });
+  /** Keys of lists that nobody has any more, which are forgotten; and of those that have another slot than before. */
+  settle(): { readonly gone: readonly string[]; readonly moved: readonly string[] } {
+    const gone: string[] = [], moved: string[] = [];
+    for (const key of this.touched) {
+      const users = this.lists.get(key)!;
+      if (users.ids.size === 0) {
+        this.lists.delete(key);
+        gone.push(key);
+        continue;
+      }
+      if (users.slot !== undefined && users.isOpen) continue;
+      users.first ??= [...users.ids].reduce((least, id) => id < least ? id : least);
+      const slot = digest(users.isOpen ? `open ${key}` : `${users.direction} ${users.first}`);
+      if (users.slot === slot) continue;
+      users.slot = slot;
+      moved.push(key);
     }
     this.touched.clear();
-    return moved;
+    return { gone, moved };
   }
 
   of(key: string): string {
-    return this.slots.get(key)!;
+    return this.lists.get(key)!.slot!;
+  }
+
+  usersOf(key: string): Iterable<string> {
+    return this.lists.get(key)!.ids;
   }
 }

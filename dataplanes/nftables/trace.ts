@@ -4,7 +4,7 @@
  */
 import { type Address, addressFamily } from "../../src/model/address.ts";
 import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
-import { portBytes } from "./ports.ts";
+import { portBytes } from "../../src/model/port_ranges.ts";
 import { printRule } from "./print.ts";
 import {
   type ElementKey,
@@ -36,6 +36,14 @@ export interface TracedPacket {
   readonly mark?: number;
   /** Of its flow; absent: 0. */
   readonly flowMark?: number;
+  /** The destination is an address of the node. */
+  readonly isToNode?: boolean;
+  /** Its flow has got another destination. */
+  readonly hasDnat?: boolean;
+  /** What chance gives, before the modulus; absent: 0. */
+  readonly random?: number;
+  /** Elements of dynamic maps, by map and key: looked up, and changed by the packet. Absent: there are none, and none is kept. */
+  readonly memory?: Map<string, Map<string, string>>;
 }
 
 export interface TraceStep {
@@ -53,6 +61,8 @@ export interface Trace {
   readonly mark: number;
   readonly tracked: boolean;
   readonly masqueraded: boolean;
+  /** Where DNAT sends it. */
+  readonly dnat?: { readonly address: Address; readonly port: number };
   readonly logged: readonly string[];
   /** Keys of the elements that have counted the packet. */
   readonly counted: readonly string[];
@@ -74,8 +84,8 @@ export function traceHook(ruleset: Ruleset, hook: Hook, packet: TracedPacket): T
     verdict = ended === "fell" ? chain.base!.policy : ended;
     if (verdict === "drop") break;
   }
-  const { steps, mark, tracked, masqueraded, logged, counted } = walk;
-  return { verdict, steps, mark, tracked, masqueraded, logged, counted };
+  const { steps, mark, tracked, masqueraded, dnat, logged, counted } = walk;
+  return { verdict, steps, mark, tracked, masqueraded, logged, counted, ...dnat === undefined ? {} : { dnat } };
 }
 
 /** The first packet of a flow on its way through the node. */
@@ -122,10 +132,14 @@ export function traceChain(
   ruleset: Ruleset,
   chain: string,
   packet: TracedPacket,
-): Pick<Trace, "steps" | "logged" | "counted"> & { readonly verdict: "accept" | "drop" | "fell" } {
+): Pick<Trace, "steps" | "logged" | "counted"> & {
+  readonly verdict: "accept" | "drop" | "fell";
+  /** Rules that were looked at. */
+  readonly walked: number;
+} {
   const walk = new Walk(ruleset, packet);
   const verdict = walk.chain(chain, 0);
-  return { verdict, steps: walk.steps, logged: walk.logged, counted: walk.counted };
+  return { verdict, steps: walk.steps, logged: walk.logged, counted: walk.counted, walked: walk.walked };
 }
 
 /** NFT_JUMP_STACK_SIZE of include/net/netfilter/nf_tables.h. */
@@ -135,9 +149,12 @@ class Walk {
   readonly steps: TraceStep[] = [];
   readonly logged: string[] = [];
   readonly counted: string[] = [];
+  walked = 0;
   mark: number;
   tracked: boolean;
   masqueraded = false;
+  dnat: Trace["dnat"];
+  private priority = "\0\0\0\0";
   private readonly network: string;
   private readonly transport: string | undefined;
 
@@ -162,6 +179,7 @@ class Walk {
       throw new TraceError(`trace: found chain ${name} at depth ${depth}, wanted less than ${DEPTH_MAX}`);
     }
     for (const [index, rule] of chain.rules.entries()) {
+      this.walked++;
       const verdict = this.rule(rule);
       if (verdict === undefined) continue;
       this.steps.push({ chain: name, rule: index, text: printRule(rule) });
@@ -205,6 +223,9 @@ class Walk {
         case "setMark":
           this.mark = fromHostWord(get(one.sreg, 4));
           break;
+        case "setPriority":
+          this.priority = get(one.sreg, 4);
+          break;
         case "payload": {
           const data = this.payload(one);
           if (data === undefined) return undefined;
@@ -213,7 +234,8 @@ class Walk {
         }
         case "ct":
           if (one.key === "state") put(one.dreg, CT_STATES[this.tracked ? this.packet.state : "untracked"]);
-          else if (one.key !== "mark") throw new TraceError(`trace: found ct ${one.key}, wanted ct state or ct mark`);
+          else if (one.key === "status") put(one.dreg, hostWord(this.packet.hasDnat ? IPS_DST_NAT : 0));
+          else if (one.key !== "mark") throw new TraceError(`trace: found ct ${one.key}, wanted state, status or mark`);
           // What belongs to no flow ends the rule: nft_ct_get_eval of net/netfilter/nft_ct.c.
           else if (!this.tracked || this.packet.state === "invalid") return undefined;
           else put(one.dreg, hostWord(this.packet.flowMark ?? 0));
@@ -247,7 +269,8 @@ class Walk {
           break;
         case "map": {
           const set = this.set(one.set);
-          const found = findElement(set, get(one.sreg, keyLength(set.fields)));
+          const key = get(one.sreg, keyLength(set.fields));
+          const found = set.dynamic ? this.packet.memory?.get(one.set)?.get(key) : findElement(set, key);
           if (found === undefined) return undefined;
           if (typeof found !== "string") throw new TraceError(`trace: found set ${one.set}, wanted a map of data`);
           put(one.dreg, found);
@@ -269,7 +292,29 @@ class Walk {
           this.tracked = false;
           break;
         case "tcpReset":
+        case "portUnreachable":
           return { kind: "drop" };
+        case "destinationType":
+          put(one.dreg, hostWord(this.packet.isToNode ? RTN_LOCAL : RTN_UNICAST));
+          break;
+        case "random":
+          put(one.dreg, hostWord((this.packet.random ?? 0) % one.modulus + one.offset));
+          break;
+        case "dnat": {
+          const address = get(one.addressSreg, one.family === 4 ? 4 : 16) as Address;
+          const port = get(one.portSreg, 2);
+          this.dnat = { address, port: port.charCodeAt(0) << 8 | port.charCodeAt(1) };
+          return { kind: "accept" };
+        }
+        case "dynamic": {
+          const set = this.set(one.set);
+          const elements = this.packet.memory?.get(one.set) ?? new Map<string, string>();
+          const key = get(one.keySreg, keyLength(set.fields));
+          if (one.action === "delete") elements.delete(key);
+          else if (!elements.has(key)) elements.set(key, get(one.dataSreg, keyLength(set.data ?? [])));
+          this.packet.memory?.set(one.set, elements);
+          break;
+        }
         case "masquerade":
           this.masqueraded = true;
           return { kind: "accept" };
@@ -303,6 +348,8 @@ class Walk {
         return String.fromCharCode(this.packet.protocol);
       case "mark":
         return hostWord(this.mark);
+      case "priority":
+        return this.priority;
     }
   }
 
@@ -320,6 +367,11 @@ class Walk {
     return header.slice(one.offset, one.offset + one.length);
   }
 }
+
+/** include/uapi/linux/rtnetlink.h. */
+const RTN_UNICAST = 1, RTN_LOCAL = 2;
+/** include/uapi/linux/netfilter/nf_conntrack_common.h. */
+const IPS_DST_NAT = 0x20;
 
 const CT_STATES = {
   invalid: "\x01\0\0\0",

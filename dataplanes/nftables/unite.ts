@@ -1,8 +1,8 @@
 /** Conditions joined by *or*, and what of them can be looked up at once. Pure. */
 import type { Cidr, Family } from "../../src/model/address.ts";
 import type { SetId } from "../../src/model/desired.ts";
-import { isHost, maximalNets } from "./address_elements.ts";
-import { type End, type Test, testText } from "./condition.ts";
+import { isHost, maximalNets } from "../../src/model/prefixes.ts";
+import { type Alternative, type End, type Test, testText } from "../../src/model/rule_alternatives.ts";
 import type { Cause } from "./flatten.ts";
 import type { Output } from "./output.ts";
 
@@ -16,6 +16,15 @@ export interface Conjunction {
   readonly action: RuleAction;
   /** Whose it is; several where they are counted together. */
   readonly causes: readonly Cause[];
+}
+
+const texts = new WeakMap<Alternative, string>();
+
+/** Equal for alternatives with equal tests, whatever their protocol and destination ports. */
+export function textOf(one: Alternative): string {
+  let text = texts.get(one);
+  if (text === undefined) texts.set(one, text = one.tests.map(testText).join());
+  return text;
 }
 
 export const isLogged = ({ causes }: Conjunction): boolean => causes[0]!.logs;
