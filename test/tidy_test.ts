@@ -69,7 +69,8 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** What of the kernel room plugins and dataplanes may use: schemas, the codec, errors; no sockets, no FFI. */
-const PLUGIN_KERNEL = /^src\/kernel\/(netlink\/schema\/|netlink\/codec|netlink\/message|netlink\/generic|errors\.ts|rtnetlink\.ts)/;
+const PLUGIN_KERNEL =
+  /^src\/kernel\/(netlink\/schema\/|netlink\/codec|netlink\/message|netlink\/generic|errors\.ts|rtnetlink\.ts)/;
 
 function refusal(edge: Import): string | undefined {
   const { from, to } = edge;

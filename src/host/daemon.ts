@@ -348,7 +348,9 @@ export function checkAspects(dataplanes: readonly NamedDataplane[], { services }
     if (forwardMark === undefined || forwardMark === policy.instance.judgesForwardMark) continue;
     throw new ManxError(
       "config",
-      `dataplane: found ${name}, which forwards packets past policy with the mark 0x${forwardMark.toString(16)}, and ${policy.name}, ` +
+      `dataplane: found ${name}, which forwards packets past policy with the mark 0x${
+        forwardMark.toString(16)
+      }, and ${policy.name}, ` +
         `which does not judge those; wanted a dataplane for policy that does (judgesForwardMark)`,
     );
   }

@@ -1,6 +1,6 @@
 import { afterAll, expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { openKinds, validateManifests } from "./validate.ts";
 
@@ -62,7 +62,12 @@ test("what only a datastore could tell is a note, and none where the files bring
 });
 
 test("a configuration's own dialect brings its kinds; one that wants a node is refused", async () => {
-  const allowList = join(import.meta.dir, "../../deploy/examples/plugins/allow_list.ts");
+  // A checkout may lie where anybody may write: a plugin from there is refused.
+  using stack = new DisposableStack();
+  const directory = mkdtempSync(join(homedir(), ".manx-validate-"));
+  stack.defer(() => rmSync(directory, { recursive: true }));
+  const allowList = join(directory, "allow_list.ts");
+  copyFileSync(join(import.meta.dir, "../../deploy/examples/plugins/allow_list.ts"), allowList);
   const slot = (use: string) => ({ use, config: undefined, path: "policy[0]" });
   const own = await openKinds(scratch, { policy: [slot(allowList)], file: "/etc/hosts" });
   const text =
