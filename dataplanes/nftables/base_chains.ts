@@ -37,6 +37,11 @@ export interface RenderOptions {
   readonly cut?: CutOptions;
   /** Absent: services are somebody else's. `masqueradeMark`: one bit of the packet mark. */
   readonly services?: { readonly masqueradeMark: number };
+  /**
+   * One bit of the packet mark: what carries it was forwarded past the FORWARD hook (IPVS takes a service's packets from INPUT to OUTPUT), and
+   * is judged on its way out. Absent: there is none such.
+   */
+  readonly forwardMark?: number;
   /** Absent: `flat`. `linear`: lists rule by rule, as they are written. */
   readonly shape?: "flat" | "linear";
 }
@@ -48,7 +53,21 @@ export interface CutOptions {
   readonly resets: boolean;
 }
 
+/** IPVS takes packets to the node at 99 (NF_IP_PRI_NAT_SRC − 1): what is left, and is perhaps for another address by now, is for the node. */
+const AFTER_IPVS = 102;
+/** Before source NAT at 100: −2 … 1 around it, as in FORWARD around 0. */
+const ON_THE_WAY_OUT = 90;
+
 const LINK_LOCAL = parseAddress("fe80::") as Address;
+
+/** A pod that meets itself. */
+const OWN: Rule = [iifname(), oifname(4), lookup("self"), verdict(ACCEPT)];
+
+const hasMark = (bit: number, has: boolean): readonly Expression[] => [
+  { op: "meta", key: "mark", dreg: 0 },
+  { op: "bitwise", sreg: 0, dreg: 0, mask: hostWord(bit), xor: hostWord(0) },
+  { op: "cmp", sreg: 0, is: has ? "neq" : "eq", data: hostWord(0) },
+];
 
 /** The base chains of a state, as they grow. `compile` gives the name of the chain that a list compiles to. */
 export class BaseChains {
@@ -71,6 +90,7 @@ export class BaseChains {
     this.input(hosts);
     this.forward();
     hosts.forward();
+    this.forwarded(hosts);
     this.output(hosts);
     this.masquerade();
   }
@@ -180,22 +200,47 @@ export class BaseChains {
   }
 
   private forward(): void {
-    const own: Rule = [iifname(), oifname(4), lookup("self"), verdict(ACCEPT)];
-    this.base("forward-from", "forward", -1, [
-      ...this.cutFlows(),
+    this.base("forward-from", "forward", -1, [...this.cutFlows(), ...this.egressRules()]);
+    this.base("forward-to", "forward", 0, this.ingressRules());
+  }
+
+  /** Of a packet that goes through the node, the end that it comes from. */
+  private egressRules(): readonly Rule[] {
+    return [
       THROUGH,
       [...isState("invalid"), verdict(jump("invalid-forward"))],
-      own,
+      OWN,
       [iifname(), vmap("from-workload")],
       [...isPod(iifname()), ...DROPPED],
-    ]);
-    this.base("forward-to", "forward", 0, [
+    ];
+  }
+
+  /** The end that it goes to. */
+  private ingressRules(): readonly Rule[] {
+    return [
       THROUGH,
       [...isState("invalid"), verdict(jump("invalid-forward"))],
-      own,
+      OWN,
       [oifname(), vmap("to-workload")],
       [...isPod(oifname()), ...DROPPED],
-    ]);
+    ];
+  }
+
+  /** The same for what never meets FORWARD: its source is still the client, its destination the backend, and both links are known. */
+  private forwarded(hosts: HostChains): void {
+    const { forwardMark, cut } = this.options;
+    if (forwardMark === undefined) return;
+    const others: Rule = [...hasMark(forwardMark, false), verdict(ACCEPT)];
+    // No reset can be sent from this hook: who made the flow hears nothing, as from a dead server.
+    const cuts: readonly Rule[] = cut === undefined ? [] : [[
+      { op: "ct", key: "mark", dreg: 0 },
+      { op: "bitwise", sreg: 0, dreg: 0, mask: hostWord(cut.mark), xor: hostWord(0) },
+      { op: "cmp", sreg: 0, is: "neq", data: hostWord(0) },
+      ...DROPPED,
+    ]];
+    this.base("out-from", "postrouting", ON_THE_WAY_OUT - 1, [others, ...cuts, ...this.egressRules()]);
+    this.base("out-to", "postrouting", ON_THE_WAY_OUT, [others, ...this.ingressRules()]);
+    hosts.forwarded(others, ON_THE_WAY_OUT);
   }
 
   private input(hosts: HostChains): void {
@@ -209,12 +254,18 @@ export class BaseChains {
       [...isPod(iifname()), ...DROPPED],
     ];
     rules.push(...hosts.input());
-    this.base("input", "input", 0, rules);
+    this.base("input", "input", this.options.forwardMark === undefined ? 0 : AFTER_IPVS, rules);
   }
 
   private output(hosts: HostChains): void {
     // What a process of the node says on a flow that a pod began may be cut as well.
-    const rules = [...this.cutFlows(CT_STATE.established), ...hosts.output()];
+    const own = hosts.output();
+    // What IPVS sends on passes here as well, and is not the node's own.
+    const { forwardMark } = this.options;
+    const others: readonly Rule[] = forwardMark === undefined || own.length === 0
+      ? []
+      : [[...hasMark(forwardMark, true), verdict(ACCEPT)]];
+    const rules = [...this.cutFlows(CT_STATE.established), ...others, ...own];
     if (rules.length > 0) this.base("output", "output", 0, rules);
     const raw = hosts.untracked("egress");
     if (raw.length > 0) this.base("raw-output", "output", -300, raw);

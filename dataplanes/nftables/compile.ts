@@ -6,13 +6,14 @@
  */
 import type { Family } from "../../src/model/address.ts";
 import type { CompiledPolicy, PolicyList, Rule as PolicyRule, SetId } from "../../src/model/desired.ts";
-import { type Alternative, alternativesOf, matchesAll, type Test } from "../../src/model/rule_alternatives.ts";
+import type { Alternative, Test } from "../../src/model/rule_alternatives.ts";
 import { ACCEPT, DROP, goto, isFamily, jump, RETURN, testExpressions, verdict } from "./expressions.ts";
-import { type Cause, type JudgedRule, type Segment, type SegmentEnd, segmentsOf } from "./flatten.ts";
+import { type Cause, type JudgedRule, type Segment, segmentsOf } from "./flatten.ts";
 import { logPrefix } from "./log_prefix.ts";
 import { type Compiled, type CompileOptions, type Endings, Output } from "./output.ts";
 import { type Ported, regionRules } from "./region.ts";
 import type { Expression, Rule, Verdict } from "./ruleset.ts";
+import { type Reading, type Run, stagedSteps, type Step, stepsOf } from "./steps.ts";
 import { type Conjunction, isLogged, type RuleAction, textOf, unite } from "./unite.ts";
 
 export const FILTER_ENDINGS: Endings = { allow: ACCEPT, deny: DROP, next: ACCEPT };
@@ -32,8 +33,9 @@ export function compileList(list: PolicyList, slot: string, options: CompileOpti
     for (const id of ids) if (options.hasMembers(family, id)) return false;
     return true;
   });
+  const isFlat = options.shape === "flat";
   const compile = (family: Family, name: string) =>
-    new FamilyCompiler(family, name, out, absent.includes(family)).list(segments);
+    new FamilyCompiler({ family, absent: absent.includes(family), isFlat }, name, out).list(segments);
   const head = `list-${slot}`;
   if (isNeutral(segments)) out.setChain(head, compile(4, ""));
   else {
@@ -85,28 +87,6 @@ const saysTheSame = ({ family, icmp, notIcmp, source, destination }: PolicyRule)
     (nets ?? notNets ?? sets ?? notSets ?? portSets ?? notPortSets ?? serviceSet) === undefined
   );
 
-/** Whether the rule can match only what is in some set. */
-const needsMember = ({ source, destination }: PolicyRule): boolean =>
-  (source.sets ?? destination.sets ?? source.serviceSet ?? destination.serviceSet) !== undefined;
-
-interface Entry {
-  readonly alternatives: readonly Alternative[];
-  readonly judged: JudgedRule;
-}
-
-/** Rules of one action, logged or not; or what is unconditional, and whatever of its action stands right before it. */
-interface Run {
-  readonly kind: "run";
-  readonly action: RuleAction;
-  readonly logs: boolean;
-  readonly entries: Entry[];
-}
-type Step =
-  | Run
-  | { readonly kind: "always"; readonly action: RuleAction | "next"; readonly causes: readonly Cause[] }
-  | { readonly kind: "log"; readonly judged: JudgedRule }
-  | { readonly kind: "staged"; readonly rules: readonly JudgedRule[] };
-
 interface SplitRun {
   readonly ported: readonly Ported[];
   readonly others: readonly Conjunction[];
@@ -126,19 +106,20 @@ class FamilyCompiler {
   private regions = 0;
   /** Within a staged policy: whatever matches leaves it. */
   private staged = false;
+  /** Up to which step runs have been found to make too many cells together. */
+  private readonly tooMany = new WeakMap<readonly Step[], number>();
 
-  constructor(
-    private readonly family: Family,
-    private readonly name: string,
-    private readonly out: Output,
-    /** No set has members: what asks for one cannot match. */
-    private readonly absent: boolean,
-  ) {}
+  private readonly family: Family;
+
+  /** `name`: what tells its keys from those of the list's other compiler. */
+  constructor(private readonly reading: Reading, private readonly name: string, private readonly out: Output) {
+    this.family = reading.family;
+  }
 
   list(segments: readonly Segment[]): readonly Rule[] {
     const rules: Rule[] = [];
     for (const segment of segments) {
-      const inner = this.from(this.steps(segment), 0, 0);
+      const inner = this.from(stepsOf(segment, this.reading), 0, 0);
       if (!segment.passes) rules.push(...inner);
       // Nothing in it can match in this family: on to the next.
       else if (inner.length > 0) rules.push([verdict(jump(this.out.chain(inner)))]);
@@ -146,70 +127,6 @@ class FamilyCompiler {
     }
     return rules;
   }
-
-  // -------------------------------------------------------------------------------------------------------------- steps
-
-  /** Rules in runs, those that cannot match left out, cut after the first that always matches. */
-  private steps({ items, end }: Segment): readonly Step[] {
-    const steps: Step[] = [];
-    for (const item of items) {
-      if (item.kind === "staged") steps.push(item);
-      else if (item.kind === "log") {
-        if (this.alternatives(item.judged).length > 0) steps.push({ kind: "log", judged: item.judged });
-      } else if (this.addRule(steps, item.judged)) return steps;
-    }
-    this.addEnd(steps, end);
-    return steps;
-  }
-
-  /** Whether nothing comes after it. */
-  private addRule(steps: Step[], judged: JudgedRule): boolean {
-    const alternatives = this.alternatives(judged);
-    if (alternatives.length === 0) return false;
-    const action = judged.rule.action as RuleAction;
-    if (alternatives.some(matchesAll)) {
-      this.addAlways(steps, action, judged);
-      return true;
-    }
-    const last = steps[steps.length - 1];
-    const entry = { alternatives, judged };
-    if (this.isFlat && last?.kind === "run" && last.action === action && last.logs === judged.logs) {
-      last.entries.push(entry);
-    } else steps.push({ kind: "run", action, logs: judged.logs, entries: [entry] });
-    return false;
-  }
-
-  private addEnd(steps: Step[], end: SegmentEnd): void {
-    if (end.action === "deny") this.addAlways(steps, "deny", end.cause);
-    else if (end.action === "next") steps.push({ kind: "always", action: "next", causes: [] });
-    else {
-      // Going on is what happens at the end anyway.
-      const last = steps[steps.length - 1];
-      if (last?.kind === "run" && last.action === "pass" && !this.staged) steps.pop();
-    }
-  }
-
-  /** What matches always takes in the run before it, where that cannot be told from it. */
-  private addAlways(steps: Step[], action: RuleAction, cause: Cause): void {
-    const last = steps[steps.length - 1];
-    const same = this.isFlat && last?.kind === "run" && last.action === action && !last.logs && !cause.logs;
-    if (same) steps.pop();
-    const causes = same ? [...new Set<Cause>(last.entries.map(({ judged }) => judged)), cause] : [cause];
-    steps.push({ kind: "always", action, causes });
-  }
-
-  private alternatives({ rule }: JudgedRule): readonly Alternative[] {
-    if (!this.absent) return alternativesOf(rule, this.family);
-    return needsMember(rule)
-      ? []
-      : alternativesOf(rule, this.family).filter(({ tests }) => !tests.some((test) => asksMembers(test)));
-  }
-
-  private get isFlat(): boolean {
-    return this.out.options.shape === "flat";
-  }
-
-  // -------------------------------------------------------------------------------------------------------------- rules
 
   /** Everything from the step on. `passRegions`: how many regions with `pass` cells this is within. */
   private from(steps: readonly Step[], at: number, passRegions: number): readonly Rule[] {
@@ -219,7 +136,7 @@ class FamilyCompiler {
     };
     for (let next = at; next < steps.length;) {
       const step = steps[next]!;
-      if (step.kind === "run" && this.isFlat) {
+      if (step.kind === "run" && this.reading.isFlat) {
         const region = this.region(steps, next, passRegions);
         add(region.rules);
         if (region.goesOn) return rules;
@@ -228,7 +145,7 @@ class FamilyCompiler {
       }
       next++;
       if (step.kind === "always") add(this.always(step.action, step.causes));
-      else if (step.kind === "log") add(this.log(step.judged));
+      else if (step.kind === "log") add(this.log(step.judged, step.alternatives));
       else if (step.kind === "staged") add(this.stagedPolicy(step.rules, passRegions));
       else add(this.linear(this.conjunctions(step)));
     }
@@ -246,7 +163,7 @@ class FamilyCompiler {
    */
   private region(steps: readonly Step[], at: number, passRegions: number): Region {
     const runs = [this.split(steps[at] as Run)];
-    if (runs[0]!.ported.length > 0) {
+    if (runs[0]!.ported.length > 0 && at >= (this.tooMany.get(steps) ?? 0)) {
       for (let next = at + 1;; next++) {
         const step = steps[next];
         if (step?.kind !== "run" || runs.length > 1 && runs[runs.length - 1]!.others.length > 0) break;
@@ -255,9 +172,13 @@ class FamilyCompiler {
         runs.push(run);
       }
     }
-    return this.regionOf(runs, steps, at, passRegions) ??
-      // Too much overlap for all of them together: each run by itself, then.
-      this.regionOf(runs.slice(0, 1), steps, at, passRegions) ?? { rules: this.runByRun(runs), runs: runs.length };
+    const region = this.regionOf(runs, steps, at, passRegions);
+    if (region !== undefined) return region;
+    // Too much overlap for all of them together: each run by itself, then.
+    this.tooMany.set(steps, at + runs.length);
+    const alone = runs.slice(0, 1);
+    const first = runs.length > 1 ? this.regionOf(alone, steps, at, passRegions) : undefined;
+    return first ?? { rules: this.runByRun(alone), runs: 1 };
   }
 
   private regionOf(
@@ -392,9 +313,9 @@ class FamilyCompiler {
     return [LOG_RATE, { op: "log", group: this.out.options.logGroup, prefix }];
   }
 
-  private log({ rule, decision }: JudgedRule): readonly Rule[] {
+  private log({ decision }: JudgedRule, alternatives: readonly Alternative[]): readonly Rule[] {
     const say = this.say(logPrefix(decision, this.out.options.direction, "log"));
-    const all = this.alternatives({ rule, decision, logs: false }).map(testsOf);
+    const all = alternatives.map(testsOf);
     if (all.length === 1) return [[...testExpressions(all[0]!, this.family, this.out), ...say]];
     // Once for a packet, however many of its alternatives match.
     const emit = this.out.chain([say]);
@@ -405,16 +326,12 @@ class FamilyCompiler {
   /** A chain that counts what the policy would have decided, and returns. */
   private stagedPolicy(rules: readonly JudgedRule[], passRegions: number): readonly Rule[] {
     this.staged = true;
-    const steps: Step[] = [];
-    for (const judged of rules) if (this.addRule(steps, judged)) break;
+    const steps = stagedSteps(rules, this.reading);
     const inner = this.from(steps, 0, passRegions);
     this.staged = false;
     return inner.length === 0 ? [] : [[verdict(jump(this.out.chain(inner)))]];
   }
 }
-
-const asksMembers = (test: Test): boolean =>
-  (test.test === "address" && test.ids.length > 0 || test.test === "addressPort") && !test.not;
 
 /** An alternative as nothing but tests. */
 const testsOf = (one: Alternative): readonly Test[] => {

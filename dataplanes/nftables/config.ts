@@ -9,9 +9,17 @@ export interface NftablesConfig {
   readonly form: "flat" | "linear";
   /** Off: services are another dataplane's. */
   readonly services: boolean;
+  /** One bit of the packet mark: what carries it another dataplane has forwarded past FORWARD (`ipvs`, `forwardMark`). Judged where services are another's. */
+  readonly forwardMark: number;
 }
 
-const DEFAULTS: NftablesConfig = { logGroup: 86, markMask: 0xffff0000, form: "flat", services: true };
+const DEFAULTS: NftablesConfig = {
+  logGroup: 86,
+  markMask: 0xffff0000,
+  form: "flat",
+  services: true,
+  forwardMark: 0x0040_0000,
+};
 const FORMS = ["flat", "linear"] as const;
 
 /** The lowest bit of the mask. */
@@ -28,7 +36,7 @@ export function parseConfig(raw: unknown): NftablesConfig {
     throw new ConfigError("dataplane.config", JSON.stringify(raw), "a mapping");
   }
   const given = raw as Record<string, unknown>;
-  const number = (key: "logGroup" | "markMask", low: number, high: number): number => {
+  const number = (key: "logGroup" | "markMask" | "forwardMark", low: number, high: number): number => {
     const value = given[key];
     if (value === undefined) return DEFAULTS[key];
     if (typeof value !== "number" || !Number.isInteger(value) || value < low || value > high) {
@@ -49,5 +57,15 @@ export function parseConfig(raw: unknown): NftablesConfig {
   if (typeof services !== "boolean") {
     throw new ConfigError("dataplane.config.services", JSON.stringify(services), "true or false");
   }
-  return { logGroup: number("logGroup", 1, 0xffff), markMask: number("markMask", 1, 0xffffffff), form, services };
+  const forwardMark = number("forwardMark", 1, 0xffffffff);
+  if ((forwardMark & forwardMark - 1) !== 0) {
+    throw new ConfigError("dataplane.config.forwardMark", `0x${forwardMark.toString(16)}`, "one bit");
+  }
+  return {
+    logGroup: number("logGroup", 1, 0xffff),
+    markMask: number("markMask", 1, 0xffffffff),
+    form,
+    services,
+    forwardMark,
+  };
 }

@@ -80,21 +80,18 @@ export class HostChains {
 
   /** Forwarded traffic, before and after that of workloads. */
   forward(): void {
-    this.chainAt(
-      "host-forward-in",
-      "forward",
-      -2,
-      "ingress",
-      ({ forwardIngress }) => forwardIngress && this.behind(forwardIngress, "ingress"),
-    );
-    this.chainAt(
-      "host-forward-out",
-      "forward",
-      1,
-      "egress",
-      ({ forwardEgress }) => forwardEgress && this.behind(forwardEgress, "egress"),
-    );
+    this.chainAt("host-forward-in", "forward", -2, "ingress", this.judgeIn);
+    this.chainAt("host-forward-out", "forward", 1, "egress", this.judgeOut);
   }
+
+  /** The same on the way out, around `priority`, but for what `others` lets through. */
+  forwarded(others: Rule, priority: number): void {
+    this.chainAt("host-out-in", "postrouting", priority - 2, "ingress", this.judgeIn, others);
+    this.chainAt("host-out-out", "postrouting", priority + 1, "egress", this.judgeOut, others);
+  }
+
+  private readonly judgeIn: Judge = ({ forwardIngress }) => forwardIngress && this.behind(forwardIngress, "ingress");
+  private readonly judgeOut: Judge = ({ forwardEgress }) => forwardEgress && this.behind(forwardEgress, "egress");
 
   /** For the chain `input`, after workloads. */
   input(): readonly Rule[] {
@@ -234,12 +231,16 @@ export class HostChains {
     priority: number,
     direction: Direction,
     judge: Judge,
+    others?: Rule,
   ): void {
     const rules = this.dispatch(name, direction, judge);
     if (rules.length === 0) return;
     const base: BaseChain = { type: "filter", hook, priority, policy: "accept" };
     const passed = direction === "ingress" ? this.passed(direction) : [];
-    this.here.chains.set(name, { base, rules: [THROUGH, ...passed, ...rules] });
+    this.here.chains.set(name, {
+      base,
+      rules: [...others === undefined ? [] : [others], THROUGH, ...passed, ...rules],
+    });
   }
 
   private failsafe(which: "inbound" | "outbound", end: "source" | "destination" = "destination"): Rule {

@@ -54,6 +54,7 @@ export default definePlugin({
 
 class NftablesDataplane implements Dataplane {
   readonly cutMark: number | undefined;
+  readonly judgesForwardMark: number | undefined;
   private renderer: Renderer;
   /** What the table holds as far as we know; undefined: it must be read. */
   private there: { readonly ruleset: Ruleset | undefined; readonly replace: boolean } | undefined;
@@ -75,7 +76,11 @@ class NftablesDataplane implements Dataplane {
     const cut = probeCut(socket, secondBit(config.markMask));
     const { logGroup, form: shape } = config;
     const services = capabilities.aspects.has("services") ? { masqueradeMark: thirdBit(config.markMask) } : undefined;
-    this.renderer = new Renderer({ logGroup, passedMark: lowestBit(config.markMask), cut, services, shape });
+    // Services that are another dataplane's may be forwarded by it, past FORWARD.
+    const forwardMark = config.services ? undefined : config.forwardMark;
+    this.judgesForwardMark = forwardMark;
+    const passedMark = lowestBit(config.markMask);
+    this.renderer = new Renderer({ logGroup, passedMark, cut, services, shape, forwardMark });
     this.serviceFlows = services && new ServiceFlows(host);
     this.cutMark = cut?.mark;
   }

@@ -492,51 +492,55 @@ test("the same state renders to the same text and the same bytes, by whatever wa
   expect(bytes(second)).toEqual(bytes(first));
 });
 
-test("a renderer that follows a random walk of states gives what a new one gives, and keeps nothing of what is gone", () => {
-  const r = random(777);
-  const renderer = new Renderer(options);
-  const lists = Array.from({ length: 12 }, () => someList(r, 8));
-  let world = state({ failsafe });
-  let sets = world.sets;
-  for (let step = 0; step < 100; step++) {
-    const other = someSets(r);
-    for (let i = r.below(3); i > 0; i--) {
-      const id = r.pick(SET_IDS);
-      sets = r.chance(0.2) ? sets.delete(id) : other.has(id) ? sets.set(id, other.get(id)!) : sets;
+test(
+  "a renderer that follows a random walk of states gives what a new one gives, and keeps nothing of what is gone",
+  () => {
+    const r = random(777);
+    const renderer = new Renderer(options);
+    const lists = Array.from({ length: 12 }, () => someList(r, 8));
+    let world = state({ failsafe });
+    let sets = world.sets;
+    for (let step = 0; step < 100; step++) {
+      const other = someSets(r);
+      for (let i = r.below(3); i > 0; i--) {
+        const id = r.pick(SET_IDS);
+        sets = r.chance(0.2) ? sets.delete(id) : other.has(id) ? sets.set(id, other.get(id)!) : sets;
+      }
+      if (r.chance(0.05)) sets = sets.set(setId("a"), manyAddresses("a", "10.0.0.0", 4_090 + r.below(12)));
+      let { workloads, hostEndpoints } = world;
+      for (let i = r.below(4); i > 0; i--) {
+        const id = `w${r.below(8)}`;
+        const name = r.pick(["mx0", "mx1", "mx2", "mx3", "mx4", "mx5", "far-too-long-a-name"]);
+        const addresses = [`10.0.0.${r.below(9)}`, "fd00::1"];
+        workloads = r.chance(0.3)
+          ? workloads.delete(id)
+          : workloads.set(id, workload(id, name, addresses, { ingress: r.pick(lists), egress: r.pick(lists) }));
+      }
+      if (r.chance(0.3)) {
+        const one = endpoint("h", r.chance(0.5) ? "*" : ["eth0"], {
+          ingress: r.pick(lists),
+          forwardEgress: r.pick(lists),
+          untrackedIngress: r.chance(0.5) ? r.pick(lists) : undefined,
+        });
+        hostEndpoints = r.chance(0.4) ? hostEndpoints.delete("h") : hostEndpoints.set("h", one);
+      }
+      const masquerade = r.chance(0.1)
+        ? { sources: r.chance(0.5) ? [cidr("10.0.0.0/16")] : [], inside: [] }
+        : world.masquerade;
+      const before = renderer.render(world);
+      world = { ...world, generation: step, sets, workloads, hostEndpoints, masquerade };
+      const walked = renderer.render(world), anew = render(world);
+      if (printRuleset(walked.ruleset) !== printRuleset(anew.ruleset)) throw new Error(`step ${step} differs`);
+      expect(walked.problems).toEqual(anew.problems);
+      if (diff(before.ruleset, walked.ruleset).length === 0) {
+        expect(printRuleset(before.ruleset)).toBe(printRuleset(walked.ruleset));
+      }
     }
-    if (r.chance(0.05)) sets = sets.set(setId("a"), manyAddresses("a", "10.0.0.0", 4_090 + r.below(12)));
-    let { workloads, hostEndpoints } = world;
-    for (let i = r.below(4); i > 0; i--) {
-      const id = `w${r.below(8)}`;
-      const name = r.pick(["mx0", "mx1", "mx2", "mx3", "mx4", "mx5", "far-too-long-a-name"]);
-      const addresses = [`10.0.0.${r.below(9)}`, "fd00::1"];
-      workloads = r.chance(0.3)
-        ? workloads.delete(id)
-        : workloads.set(id, workload(id, name, addresses, { ingress: r.pick(lists), egress: r.pick(lists) }));
-    }
-    if (r.chance(0.3)) {
-      const one = endpoint("h", r.chance(0.5) ? "*" : ["eth0"], {
-        ingress: r.pick(lists),
-        forwardEgress: r.pick(lists),
-        untrackedIngress: r.chance(0.5) ? r.pick(lists) : undefined,
-      });
-      hostEndpoints = r.chance(0.4) ? hostEndpoints.delete("h") : hostEndpoints.set("h", one);
-    }
-    const masquerade = r.chance(0.1)
-      ? { sources: r.chance(0.5) ? [cidr("10.0.0.0/16")] : [], inside: [] }
-      : world.masquerade;
-    const before = renderer.render(world);
-    world = { ...world, generation: step, sets, workloads, hostEndpoints, masquerade };
-    const walked = renderer.render(world), anew = render(world);
-    if (printRuleset(walked.ruleset) !== printRuleset(anew.ruleset)) throw new Error(`step ${step} differs`);
-    expect(walked.problems).toEqual(anew.problems);
-    if (diff(before.ruleset, walked.ruleset).length === 0) {
-      expect(printRuleset(before.ruleset)).toBe(printRuleset(walked.ruleset));
-    }
-  }
-  const end = renderer.render(state({ generation: 999 }));
-  expect(printRuleset(end.ruleset)).toBe(printRuleset(render(state({})).ruleset));
-}, 60_000);
+    const end = renderer.render(state({ generation: 999 }));
+    expect(printRuleset(end.ruleset)).toBe(printRuleset(render(state({})).ruleset));
+  },
+  60_000,
+);
 
 test("a rendered table reads like this", () => {
   const ingress = rules(
