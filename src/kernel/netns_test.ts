@@ -137,7 +137,8 @@ test("refused opens leave no file descriptor behind", () => {
     using held = createNamespace("short");
     inNamespace(held, () => undefined);
   }
-  expect(count()).toBe(before);
+  // Fewer where what an earlier test left to the collector goes meanwhile.
+  expect(count()).toBeLessThanOrEqual(before);
 });
 
 test("a sysctl lands in the namespace of the switch and nowhere else", () => {
