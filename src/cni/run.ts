@@ -118,7 +118,7 @@ const RUN: Readonly<
     return undefined;
   },
 
-  async STATUS(_env, config, ask) {
+  async STATUS(_env, _config, ask) {
     try {
       await ask("/v1/cni/status");
     } catch (cause) {
