@@ -8,7 +8,7 @@ import type { Family } from "../../src/model/address.ts";
 import type { CompiledPolicy, PolicyList, Rule as PolicyRule, SetId } from "../../src/model/desired.ts";
 import type { Alternative, Test } from "../../src/model/rule_alternatives.ts";
 import { ACCEPT, DROP, goto, isFamily, jump, RETURN, testExpressions, verdict } from "./expressions.ts";
-import { type Cause, type JudgedRule, type Segment, segmentsOf } from "./flatten.ts";
+import { type Cause, type JudgedRule, type Segment, segmentsOf } from "../../src/model/flat_list.ts";
 import { logPrefix } from "./log_prefix.ts";
 import { type Compiled, type CompileOptions, type Endings, Output } from "./output.ts";
 import { type Ported, regionRules } from "./region.ts";

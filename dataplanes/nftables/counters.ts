@@ -5,7 +5,7 @@
 import { digest, sha256 } from "../../src/model/digest.ts";
 import type { Decision } from "../../src/model/evaluate.ts";
 import type { DecisionCount } from "../../src/sdk/dataplane.ts";
-import type { Cause } from "./flatten.ts";
+import type { Cause } from "../../src/model/flat_list.ts";
 
 /** What an element's comment may have: NFT_USERDATA_MAXLEN (256) leaves more, nft shows 128 with the terminator. */
 const COMMENT_MAX_BYTES = 125;

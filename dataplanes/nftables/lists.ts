@@ -8,7 +8,7 @@ import type { RenderOptions } from "./base_chains.ts";
 import { compileList, FILTER_ENDINGS } from "./compile.ts";
 import { commentOf } from "./counters.ts";
 import type { WorkloadChains } from "./dispatch.ts";
-import type { Cause } from "./flatten.ts";
+import type { Cause } from "../../src/model/flat_list.ts";
 import type { Compiled, Endings } from "./output.ts";
 import { PoolBlocks } from "./pool_blocks.ts";
 import { POOL_KEY } from "./pools.ts";

@@ -6,7 +6,7 @@ import type { Direction } from "../../src/model/rule.ts";
 import { isHost } from "../../src/model/prefixes.ts";
 import type { AddressForm } from "./address_elements.ts";
 import { countKey, keyOf } from "./counters.ts";
-import type { Cause } from "./flatten.ts";
+import type { Cause } from "../../src/model/flat_list.ts";
 import type { Block, PoolName, Source } from "./pools.ts";
 import {
   type ElementKey,

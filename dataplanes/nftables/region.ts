@@ -8,7 +8,7 @@ import { cutPorts, portBytes, unitePorts } from "../../src/model/port_ranges.ts"
 import { isHost } from "../../src/model/prefixes.ts";
 import { type End, PORT_PROTOCOLS } from "../../src/model/rule_alternatives.ts";
 import { loadFlowAddress, loadPorts, verdict } from "./expressions.ts";
-import type { Cause } from "./flatten.ts";
+import type { Cause } from "../../src/model/flat_list.ts";
 import type { Output } from "./output.ts";
 import type { Source } from "./pools.ts";
 import type { ElementKey, Expression, Rule, Verdict } from "./ruleset.ts";

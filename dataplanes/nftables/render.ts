@@ -7,7 +7,7 @@ import { type MapEditor, persistentMap } from "../../src/model/persistent_map.ts
 import type { Direction } from "../../src/model/rule.ts";
 import { BaseChains, type RenderOptions } from "./base_chains.ts";
 import { Dispatch } from "./dispatch.ts";
-import type { Cause } from "./flatten.ts";
+import type { Cause } from "../../src/model/flat_list.ts";
 import { Lists } from "./lists.ts";
 import type { Endings } from "./output.ts";
 import { INTERFACE_NAME_MAX } from "./packet_tests.ts";

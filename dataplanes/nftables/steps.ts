@@ -2,7 +2,7 @@
 import type { Family } from "../../src/model/address.ts";
 import type { Rule as PolicyRule } from "../../src/model/desired.ts";
 import { type Alternative, alternativesOf, matchesAll, type Test } from "../../src/model/rule_alternatives.ts";
-import type { Cause, JudgedRule, Segment, SegmentEnd } from "./flatten.ts";
+import type { Cause, JudgedRule, Segment, SegmentEnd } from "../../src/model/flat_list.ts";
 import type { RuleAction } from "./unite.ts";
 
 export interface Entry {

@@ -3,7 +3,7 @@ import type { Cidr, Family } from "../../src/model/address.ts";
 import type { SetId } from "../../src/model/desired.ts";
 import { isHost, maximalNets } from "../../src/model/prefixes.ts";
 import { type Alternative, type End, type Test, testText } from "../../src/model/rule_alternatives.ts";
-import type { Cause } from "./flatten.ts";
+import type { Cause } from "../../src/model/flat_list.ts";
 import type { Output } from "./output.ts";
 
 export type RuleAction = "allow" | "deny" | "pass";
