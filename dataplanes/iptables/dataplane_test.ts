@@ -7,7 +7,7 @@ import { tryLock } from "../../src/kernel/xtables.ts";
 import type { Dataplane, Report } from "../../src/sdk/dataplane.ts";
 import { ConfigError } from "../../src/sdk/errors.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
-import { random, someList, someSets } from "./testdata/random_lists.ts";
+import { random, someList, someSets } from "../../src/model/testdata/random_lists.ts";
 import {
   CLOSED,
   list,
@@ -22,7 +22,7 @@ import {
   state,
   tier,
   workload,
-} from "./testdata/world.ts";
+} from "../../src/model/testdata/small_states.ts";
 import { parseConfig } from "./config.ts";
 import { hostVariant } from "./probe.ts";
 import { printRule } from "./print.ts";

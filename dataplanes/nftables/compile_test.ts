@@ -8,8 +8,20 @@ import { parseLogPrefix } from "./log_prefix.ts";
 import { printRuleset } from "./print.ts";
 import { Renderer } from "./render.ts";
 import { elementsOf, interfaceKey, type NftChain, type NftSet, type Ruleset } from "./ruleset.ts";
-import { random, SET_IDS, someList, somePacket, someSets } from "./testdata/random_lists.ts";
-import { address, cidr, list, netSet, policy, rule, rules, setId, state, tier, workload } from "./testdata/world.ts";
+import { random, SET_IDS, someList, somePacket, someSets } from "../../src/model/testdata/random_lists.ts";
+import {
+  address,
+  cidr,
+  list,
+  netSet,
+  policy,
+  rule,
+  rules,
+  setId,
+  state,
+  tier,
+  workload,
+} from "../../src/model/testdata/small_states.ts";
 import { findElement, traceChain, type TracedPacket, traceHook } from "./trace.ts";
 import type { CompileOptions } from "./output.ts";
 

@@ -5,8 +5,19 @@ import type { Decision } from "../../src/model/evaluate.ts";
 import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
 import type { DecisionCount } from "../../src/sdk/dataplane.ts";
 import { commentOf, countKey, keyOf } from "./counters.ts";
-import { type Node, node, PLACES, reaches } from "./testdata/node.ts";
-import { list, netSet, openDataplane, policy, portSet, rule, setId, state, tier, workload } from "./testdata/world.ts";
+import { type Node, node, PLACES, reaches } from "../../test/contract/dataplane_node.ts";
+import {
+  list,
+  netSet,
+  policy,
+  portSet,
+  rule,
+  setId,
+  state,
+  tier,
+  workload,
+} from "../../src/model/testdata/small_states.ts";
+import { openDataplane } from "./testdata/open.ts";
 
 const port = (first: number, last = first) => [{ first, last }];
 const from = (...ids: readonly string[]) => ({ sets: ids.map(setId) });
@@ -85,7 +96,7 @@ const WANTED = ["p 0: 3", "p 1: 1", "p 2: 1", "p 3: 1", "p 4: 1", "p 5: 1", "p 6
 
 for (const form of ["flat", "linear"]) {
   test(`the first packet of each flow is counted where it was decided (${form})`, async () => {
-    await using here = await node({ form });
+    await using here = await node((namespace) => openDataplane(namespace, { form }));
     const ingress = listOf(POLICY);
     await here.dataplane.apply(worldOf(ingress));
     expect(textOf(await here.dataplane.counts!(ingress))).toEqual([]);
@@ -103,7 +114,7 @@ for (const form of ["flat", "linear"]) {
 }
 
 test("counters survive what does not concern their rule: other policies, other pods, resync and restart", async () => {
-  await using here = await node();
+  await using here = await node((namespace) => openDataplane(namespace));
   const before = listOf(POLICY);
   await here.dataplane.apply(worldOf(before));
   knock(here, KNOCKS);
@@ -131,7 +142,7 @@ test("counters survive what does not concern their rule: other policies, other p
 });
 
 test("a counter whose place another rule takes begins anew", async () => {
-  await using here = await node();
+  await using here = await node((namespace) => openDataplane(namespace));
   const rules = [80, 81, 82, 83].map((at) =>
     rule("allow", { protocol: 6, from: from("pods"), to: { ports: port(at) } })
   );
@@ -147,7 +158,7 @@ test("a counter whose place another rule takes begins anew", async () => {
 });
 
 test("a staged policy counts what it would have decided and decides nothing", async () => {
-  await using here = await node();
+  await using here = await node((namespace) => openDataplane(namespace));
   const ingress = list([
     tier("first", "deny", STAGED),
     tier("default", "deny", policy("NetworkPolicy/x/early", rule("deny", { protocol: 6, to: { ports: port(81) } })), {

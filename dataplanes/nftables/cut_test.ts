@@ -2,7 +2,8 @@ import { expect, test } from "bun:test";
 import { createNamespace } from "../../src/kernel/netns.ts";
 import { parseConfig, secondBit } from "./config.ts";
 import { Renderer } from "./render.ts";
-import { address, CLOSED, openDataplane, rule, rules, state, workload } from "./testdata/world.ts";
+import { address, CLOSED, rule, rules, state, workload } from "../../src/model/testdata/small_states.ts";
+import { openDataplane } from "./testdata/open.ts";
 import { type Hook, type TracedPacket, traceHook } from "./trace.ts";
 import type { DesiredState } from "../../src/model/desired.ts";
 

@@ -9,14 +9,13 @@ import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 import { printRuleset } from "./print.ts";
 import { readTable } from "./read.ts";
 import { Renderer } from "./render.ts";
-import { random, someList, someSets } from "./testdata/random_lists.ts";
+import { random, someList, someSets } from "../../src/model/testdata/random_lists.ts";
 import {
   cidr,
   CLOSED,
   list,
   manyAddresses,
   netSet,
-  openDataplane,
   policy,
   portSet,
   rule,
@@ -25,7 +24,8 @@ import {
   state,
   tier,
   workload,
-} from "./testdata/world.ts";
+} from "../../src/model/testdata/small_states.ts";
+import { openDataplane } from "./testdata/open.ts";
 
 const port = (first: number, last = first) => [{ first, last }];
 

@@ -6,7 +6,7 @@ import { judgeList } from "../../src/model/evaluate.ts";
 import { persistentMap } from "../../src/model/persistent_map.ts";
 import { Renderer } from "./render.ts";
 import { interfaceKey, type Ruleset } from "./ruleset.ts";
-import { list, netSet, policy, rule, setId, state, tier, workload } from "./testdata/world.ts";
+import { list, netSet, policy, rule, setId, state, tier, workload } from "../../src/model/testdata/small_states.ts";
 import { findElement, traceChain, type TracedPacket } from "./trace.ts";
 
 const FEW = 20, MANY = 1_000;

@@ -9,7 +9,8 @@ import type { Decision } from "../../src/model/evaluate.ts";
 import type { Dataplane, LoggedPacket, LostPackets } from "../../src/sdk/dataplane.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 import { logPrefix } from "./log_prefix.ts";
-import { list, openDataplane, policy, rule, rules, state, tier, workload } from "./testdata/world.ts";
+import { list, policy, rule, rules, state, tier, workload } from "../../src/model/testdata/small_states.ts";
+import { openDataplane } from "./testdata/open.ts";
 
 const DEADLINE_MS = 5_000;
 const GROUP = 86;

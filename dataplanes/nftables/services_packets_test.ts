@@ -7,10 +7,10 @@ import { getFlows, parseFlow } from "../../src/kernel/netlink/schema/conntrack.t
 import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
 import { Prober } from "../../src/lab/prober.ts";
 import { Conversation } from "./testdata/conversation.ts";
-import { type Node, node, PLACES } from "./testdata/node.ts";
-import { openDataplane } from "./testdata/world.ts";
+import { type Node, node, PLACES } from "../../test/contract/dataplane_node.ts";
+import { openDataplane } from "./testdata/open.ts";
 import { services } from "./testdata/services.ts";
-import { address, cidr, CLOSED, rule, rules, state, workload } from "./testdata/world.ts";
+import { address, cidr, CLOSED, rule, rules, state, workload } from "../../src/model/testdata/small_states.ts";
 
 type Lists = NonNullable<Parameters<typeof workload>[3]>;
 
@@ -31,7 +31,7 @@ const world = (
 async function opened(): Promise<
   AsyncDisposable & { here: Node; talk: Conversation; apply(of: DesiredState): Promise<void> }
 > {
-  const here = await node();
+  const here = await node((namespace) => openDataplane(namespace));
   const talk = new Conversation();
   // A node has a way to service addresses, be it the default route.
   runIn(here.node, "sh", "-c", "ip route add 10.96.0.0/16 dev eth0; ip -6 route add fd96::/64 dev eth0");

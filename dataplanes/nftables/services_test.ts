@@ -13,9 +13,10 @@ import { parseConfig, thirdBit } from "./config.ts";
 import { printRuleset } from "./print.ts";
 import { readTable } from "./read.ts";
 import { Renderer } from "./render.ts";
-import { random } from "./testdata/random_lists.ts";
+import { random } from "../../src/model/testdata/random_lists.ts";
 import { endpoint, frontend, services } from "./testdata/services.ts";
-import { openDataplane, state, workload } from "./testdata/world.ts";
+import { state, workload } from "../../src/model/testdata/small_states.ts";
+import { openDataplane } from "./testdata/open.ts";
 import { type Hook, type TracedPacket, traceHook } from "./trace.ts";
 
 const MASQUERADE = 0x40000;

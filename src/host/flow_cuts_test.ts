@@ -1,6 +1,6 @@
 /** Cutting established flows: real flows through a real kernel. */
 import { expect, test } from "bun:test";
-import { cidr, CLOSED, netSet, rule, rules, setId, state, workload } from "../../dataplanes/nftables/testdata/world.ts";
+import { cidr, CLOSED, netSet, rule, rules, setId, state, workload } from "../model/testdata/small_states.ts";
 import { carries, EchoFlow, type End, type LiveFlow, SctpFlow, TcpFlow, UdpFlow } from "../lab/testdata/live_flow.ts";
 import { errnoOf, KernelError } from "../kernel/errors.ts";
 import { encodeMessage, MessageFlag } from "../kernel/netlink/codec.ts";

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { random, someList, somePacket, someSets } from "../../dataplanes/nftables/testdata/random_lists.ts";
+import { random, someList, somePacket, someSets } from "./testdata/random_lists.ts";
 import {
   address,
   cidr,
@@ -12,7 +12,7 @@ import {
   state,
   tier,
   workload,
-} from "../../dataplanes/nftables/testdata/world.ts";
+} from "./testdata/small_states.ts";
 import { type Address, addressFamily, formatAddress } from "./address.ts";
 import type { DesiredHostEndpoint, DesiredState, Packet } from "./desired.ts";
 import { judgeList, judgePath } from "./evaluate.ts";

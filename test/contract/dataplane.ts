@@ -12,16 +12,7 @@ import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 import type { Host, Plugin } from "../../src/sdk/plugin.ts";
 import { systemClock } from "../../src/host/clock.ts";
 import { silentLog } from "../../src/host/log.ts";
-import {
-  CLOSED,
-  netSet,
-  portSet,
-  rule,
-  rules,
-  setId,
-  state,
-  workload,
-} from "../../dataplanes/nftables/testdata/world.ts";
+import { CLOSED, netSet, portSet, rule, rules, setId, state, workload } from "../../src/model/testdata/small_states.ts";
 
 export interface DataplaneSubject {
   readonly plugin: Plugin<"dataplane">;

@@ -1,11 +1,9 @@
 /** Policy of pods and host endpoints holds for what IPVS forwards, though it never meets the FORWARD hook. */
 import { expect } from "bun:test";
-import { createNamespace } from "../../src/kernel/netns.ts";
 import type { DesiredState } from "../../src/model/desired.ts";
 import {
   list,
   netSet,
-  openDataplane,
   policy,
   rule,
   rules,
@@ -13,20 +11,10 @@ import {
   state,
   tier,
   workload,
-} from "../../dataplanes/nftables/testdata/world.ts";
+} from "../../src/model/testdata/small_states.ts";
+import { openDataplane } from "../../dataplanes/nftables/testdata/open.ts";
 import { guestTest } from "./guest.ts";
 import { backends, frontend, PLACES, serviceNode, services, Traffic } from "./service_node.ts";
-
-const FORWARD_MARK = 0x40_0000;
-
-/** Whether the dataplane for policy judges there at all. Where it does not, the daemon refuses the two of them together. */
-async function judges(): Promise<boolean> {
-  if (process.env.MANX_VM === undefined) return false;
-  using namespace = createNamespace("probe");
-  await using nftables = await openDataplane(namespace, { services: false });
-  return nftables.judgesForwardMark === FORWARD_MARK;
-}
-const policyTest = await judges() ? guestTest : guestTest.skip;
 
 const port = (first: number, last = first) => [{ first, last }];
 
@@ -92,7 +80,7 @@ async function policed() {
   };
 }
 
-policyTest("ingress of the backend is judged by the client that it is, whatever way it came", async () => {
+guestTest("ingress of the backend is judged by the client that it is, whatever way it came", async () => {
   await using node = await policed();
   const ingress = rules(rule("allow", { from: { sets: [setId("a")] }, to: { ports: port(8080) }, protocol: 6 }));
   await node.apply(world({ b: { ingress } }));
@@ -111,7 +99,7 @@ policyTest("ingress of the backend is judged by the client that it is, whatever 
   `);
 });
 
-policyTest("egress of the client is judged by the backend that it gets, not by the service's address", async () => {
+guestTest("egress of the client is judged by the backend that it gets, not by the service's address", async () => {
   await using node = await policed();
   const egress = rules(rule("allow", { to: { sets: [setId("b")], ports: port(8080) }, protocol: 6 }));
   await node.apply(world({ a: { egress } }));
@@ -126,7 +114,7 @@ policyTest("egress of the client is judged by the backend that it gets, not by t
   `);
 });
 
-policyTest("a flow that was let in goes on, and host endpoints judge what goes through them", async () => {
+guestTest("a flow that was let in goes on, and host endpoints judge what goes through them", async () => {
   await using node = await policed();
   await node.apply(world({}));
   const held = node.traffic.hold("a", "10.96.0.2", 80);

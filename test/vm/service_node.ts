@@ -38,7 +38,7 @@ import type { Dataplane } from "../../src/sdk/dataplane.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 import type { Host } from "../../src/sdk/plugin.ts";
 import ipvs from "../../dataplanes/ipvs/mod.ts";
-import { state, workload } from "../../dataplanes/nftables/testdata/world.ts";
+import { state, workload } from "../../src/model/testdata/small_states.ts";
 
 /** The guest is slow, and what comes at all comes at once. */
 const SILENCE_MS = 700;

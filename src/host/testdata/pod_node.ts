@@ -1,5 +1,5 @@
 /** For tests: a node with pods and a neighbour outside, in namespaces, its policy by the nftables dataplane. */
-import { openDataplane } from "../../../dataplanes/nftables/testdata/world.ts";
+import { openDataplane } from "../../../dataplanes/nftables/testdata/open.ts";
 import { namespacedKernel } from "../../kernel/namespaced_door.ts";
 import { createNamespace, namespacePath } from "../../kernel/netns.ts";
 import { runIn } from "../../kernel/testdata/tool_fixture.ts";

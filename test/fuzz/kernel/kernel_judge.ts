@@ -12,7 +12,7 @@ import { NETLINK_NETFILTER, openNetlink } from "../../../src/kernel/netlink/sock
 import { createNamespace } from "../../../src/kernel/netns.ts";
 import { printRuleset } from "../../../dataplanes/nftables/print.ts";
 import { readTable } from "../../../dataplanes/nftables/read.ts";
-import { openDataplane } from "../../../dataplanes/nftables/testdata/world.ts";
+import { openDataplane } from "../../../dataplanes/nftables/testdata/open.ts";
 import { flowText, type FuzzPacket, packetText } from "../packet.ts";
 import { linkTo, NODE_ADDRESSES, OUTSIDE, SLOTS } from "../plan.ts";
 import { cutOf, newRenderer } from "../product.ts";

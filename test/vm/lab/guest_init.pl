@@ -39,11 +39,11 @@ mount_at('sysfs', '/sys', 'sysfs', $NOSUID_NODEV_NOEXEC);
     syscall($CALL{finit_module}, fileno($overlay), $options, 0) == 0 or give_up('load overlay.ko');
 }
 mount_at('tmpfs', '/mnt', 'tmpfs', 0, 'size=75%,mode=755') or give_up('mount tmpfs');
-mkdir "/mnt/$_" for qw(upper work root);
-mount_at('overlay', '/mnt/root', 'overlay', 0, 'lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work')
+mkdir "/mnt/$_" for qw(upper work guest);
+mount_at('overlay', '/mnt/guest', 'overlay', 0, 'lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work')
     or give_up('mount overlay');
-mount_at("/$_", "/mnt/root/$_", 'none', $MOVE) or give_up("move /$_") for qw(proc sys dev);
-chdir '/mnt/root' or give_up('chdir');
+mount_at("/$_", "/mnt/guest/$_", 'none', $MOVE) or give_up("move /$_") for qw(proc sys dev);
+chdir '/mnt/guest' or give_up('chdir');
 my ($here, $put_old) = ('.', 'mnt');
 syscall($CALL{pivot_root}, $here, $put_old) == 0 or give_up('pivot_root');
 chroot '.' or give_up('chroot');

@@ -1,16 +1,9 @@
 /** For tests: random policy lists, sets and packets from a seed, dense in collisions and edges. */
-import { type Address, type Cidr, makeCidr } from "../../../src/model/address.ts";
-import type {
-  CompiledPolicy,
-  DesiredState,
-  PolicyList,
-  PolicyTier,
-  Rule,
-  RuleMatch,
-} from "../../../src/model/desired.ts";
-import { persistentMap } from "../../../src/model/persistent_map.ts";
-import type { TracedPacket } from "../trace.ts";
-import { address, list, policy, rule, setId, tier } from "./world.ts";
+import { type Address, type Cidr, makeCidr } from "../address.ts";
+import type { CompiledPolicy, DesiredState, PolicyList, PolicyTier, Rule, RuleMatch } from "../desired.ts";
+import { persistentMap } from "../persistent_map.ts";
+import type { TracedPacket } from "../../../dataplanes/nftables/trace.ts";
+import { address, list, policy, rule, setId, tier } from "./small_states.ts";
 
 /** xorshift32: the same numbers from the same seed everywhere. */
 export function random(seed: number) {

@@ -1,8 +1,8 @@
 /** For tests: a node in a namespace of its own with two pods and the outside, and whether packets get from one to another. */
 import { expect } from "bun:test";
-import { type Address, addressFromBytes, parseAddress } from "../../../src/model/address.ts";
-import { errnoOf } from "../../../src/kernel/errors.ts";
-import { createNamespace, inNamespace, namespacePath } from "../../../src/kernel/netns.ts";
+import { type Address, addressFromBytes, parseAddress } from "../../src/model/address.ts";
+import { errnoOf } from "../../src/kernel/errors.ts";
+import { createNamespace, inNamespace, namespacePath } from "../../src/kernel/netns.ts";
 import {
   AF,
   check,
@@ -17,12 +17,11 @@ import {
   SOCK,
   socket,
   SOL,
-} from "../../../src/kernel/libc.ts";
-import { inetSockaddr } from "../../../src/kernel/sockaddr.ts";
-import { runIn } from "../../../src/kernel/testdata/tool_fixture.ts";
-import type { Dataplane } from "../../../src/sdk/dataplane.ts";
-import type { NetworkNamespace } from "../../../src/sdk/kernel_door.ts";
-import { openDataplane } from "./open.ts";
+} from "../../src/kernel/libc.ts";
+import { inetSockaddr } from "../../src/kernel/sockaddr.ts";
+import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
+import type { Dataplane } from "../../src/sdk/dataplane.ts";
+import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 
 const REFUSED = errnoOf("ECONNREFUSED")!;
 /** A dropped SYN is answered by nothing; an answer on a veth takes microseconds. */
@@ -52,7 +51,8 @@ const quickV6 = (place: NetworkNamespace): void =>
     "for scope in all default; do echo 0 > /proc/sys/net/ipv6/conf/$scope/accept_dad; done",
   );
 
-export async function node(config?: Readonly<Record<string, unknown>>): Promise<Node> {
+/** `open`: the dataplane, in the node's namespace. */
+export async function node(open: (namespace: NetworkNamespace) => Promise<Dataplane>): Promise<Node> {
   const host = createNamespace("node");
   runIn(
     host,
@@ -86,7 +86,7 @@ export async function node(config?: Readonly<Record<string, unknown>>): Promise<
       ip -6 route add ${NODE.v6} dev eth0; ip -6 route add default via ${NODE.v6} dev eth0`,
     );
   }
-  const dataplane = await openDataplane(host, config);
+  const dataplane = await open(host);
   return {
     node: host,
     dataplane,
