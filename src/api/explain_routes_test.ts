@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
-import type { ExplainRequest } from "../host/explain_view.ts";
+import type { ExplainRequest } from "../host/explain/view.ts";
 import { silentLog } from "../host/log.ts";
 import type { HostView } from "../host/view.ts";
-import { NotFoundError } from "../host/resources.ts";
+import { NotFoundError } from "../host/resources/resources.ts";
 import { createRoutes } from "./routes.ts";
 
 function routes(explainer: Partial<HostView["explainer"]>) {

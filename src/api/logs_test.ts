@@ -4,7 +4,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { silentLog } from "../host/log.ts";
-import type { LogEvent, LogQuery } from "../host/packet_log_view.ts";
+import type { LogEvent, LogQuery } from "../host/logs/packet_log_view.ts";
 import type { HostView } from "../host/view.ts";
 import { UnavailableError } from "../sdk/errors.ts";
 import { serveApi } from "./server.ts";

@@ -5,8 +5,15 @@
 import type { PluginView, WaitKey } from "../host/view.ts";
 import type { KindDefinition } from "../sdk/policy_source.ts";
 
-export type { ExplainReply, ExplainRequest, Explanation, PoliciesReply, WhatIfReply } from "../host/explain_view.ts";
-export type { DeniedEvent, LogEvent, LoggedEnd, LogQuery, NameView, PacketEvent } from "../host/packet_log_view.ts";
+export type { ExplainReply, ExplainRequest, Explanation, PoliciesReply, WhatIfReply } from "../host/explain/view.ts";
+export type {
+  DeniedEvent,
+  LogEvent,
+  LoggedEnd,
+  LogQuery,
+  NameView,
+  PacketEvent,
+} from "../host/logs/packet_log_view.ts";
 export type {
   ApplyReply,
   DataplaneDiffView as DataplaneDiffReply,

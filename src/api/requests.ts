@@ -1,6 +1,6 @@
 /** Bodies of requests, checked: whoever reads on finds what the types say. */
-import type { ExplainRequest, WhatIfRequest } from "../host/explain_view.ts";
-import type { LogQuery } from "../host/packet_log_view.ts";
+import type { ExplainRequest, WhatIfRequest } from "../host/explain/view.ts";
+import type { LogQuery } from "../host/logs/packet_log_view.ts";
 import type { ManifestRequest, WaitKey } from "../host/view.ts";
 import type { AddRequest, AttachmentName, CheckRequest, GcRequest } from "../sdk/attach.ts";
 import { RefusedError } from "../sdk/errors.ts";

@@ -1,6 +1,6 @@
 /** Explanations for a person at a terminal. Pure: values in, text out. */
 import type { ExplainReply, Explanation, WhatIfReply } from "../api/protocol.ts";
-import type { SourcePlace } from "../host/source_lines.ts";
+import type { SourcePlace } from "../host/resources/source_lines.ts";
 import type { Paint } from "./output.ts";
 
 type StepView = Explanation["steps"][number];

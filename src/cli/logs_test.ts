@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { serveApi } from "../api/server.ts";
 import { silentLog } from "../host/log.ts";
-import type { LogEvent, LogQuery, PacketEvent } from "../host/packet_log_view.ts";
+import type { LogEvent, LogQuery, PacketEvent } from "../host/logs/packet_log_view.ts";
 import type { HostView } from "../host/view.ts";
 import { formatLogEvent } from "./logs.ts";
 import { createPaint } from "./output.ts";

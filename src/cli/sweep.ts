@@ -3,7 +3,7 @@ import { isServed } from "../api/socket_probe.ts";
 import { type Config, loadConfig, parseConfig } from "../host/config.ts";
 import { DEFAULT_CONFIG_FILE } from "../host/defaults.ts";
 import { silentLog } from "../host/log.ts";
-import { podLinks, sweepNode, type SweptPart } from "../host/sweep.ts";
+import { podLinks, sweepNode, type SweptPart } from "../host/switch/sweep.ts";
 import { createKernelDoor } from "../kernel/door.ts";
 import { CommandError } from "./client.ts";
 import { complain, print } from "./output.ts";

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { loadConfig } from "../host/config.ts";
-import { openKinds, validateManifests } from "../host/validate.ts";
+import { openKinds, validateManifests } from "../host/resources/validate.ts";
 import { readManifests } from "./manifests.ts";
 import { complain, createPaint, hasColour, print } from "./output.ts";
 

@@ -16,7 +16,7 @@ import { explainError, ManxError, UnavailableError } from "../sdk/errors.ts";
 import type { Ipam } from "../sdk/ipam.ts";
 import type { Clock, Log } from "../sdk/plugin.ts";
 import type { Attachment, Observed, PodWiring } from "../sdk/wiring.ts";
-import { WORKLOAD_ENDPOINT } from "./core_source.ts";
+import { WORKLOAD_ENDPOINT } from "./resources/core_source.ts";
 import {
   attachmentOf,
   type AttachmentPlan,

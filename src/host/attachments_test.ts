@@ -13,12 +13,12 @@ import type { Attachment, Observed, PodWiring } from "../sdk/wiring.ts";
 import { type Attachments, createAttachments } from "./attachments.ts";
 import { BUILTIN } from "./builtin.ts";
 import { systemClock } from "./clock.ts";
-import { IP_POOL, WORKLOAD_ENDPOINT } from "./core_source.ts";
+import { IP_POOL, WORKLOAD_ENDPOINT } from "./resources/core_source.ts";
 import { identify } from "./endpoint.ts";
 import { silentLog } from "./log.ts";
 import { Reconciler } from "./reconcile.ts";
 import { testRegistry } from "./test_registry.ts";
-import { createTranslator } from "./translation.ts";
+import { createTranslator } from "./resources/translation.ts";
 
 const registry = await testRegistry();
 const GATEWAYS = { 4: parseAddress("169.254.1.1"), 6: parseAddress("fe80::1") };

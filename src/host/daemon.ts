@@ -14,23 +14,18 @@ import type { Host, Instances, Log, PluginKind } from "../sdk/plugin.ts";
 import type { PolicySource } from "../sdk/policy_source.ts";
 import type { PodWiring } from "../sdk/wiring.ts";
 import { VERSION } from "../version.ts";
-import { createAddressNames } from "./address_names.ts";
+import { createAddressNames } from "./explain/address_names.ts";
 import { type Attachments, createAttachments } from "./attachments.ts";
 import { systemClock } from "./clock.ts";
 import type { Config, Slot } from "./config.ts";
-import { coreSource } from "./core_source.ts";
-import { type KindRegistry, kindRegistry } from "./kinds.ts";
-import { named, type NamedDataplane, type OpenDataplane, SwitchableDataplane } from "./dataplane_switch.ts";
-import { DataplaneRecord } from "./dataplane_switch_record.ts";
-import {
-  createDataplaneSwitch,
-  LeftDataplanes,
-  type SwitchDataplane,
-  type SwitchParts,
-} from "./dataplane_switch_run.ts";
-import { createCounters } from "./explain_counter.ts";
-import { FlowCuts } from "./flow_cuts.ts";
-import { createExplainer } from "./explain.ts";
+import { coreSource } from "./resources/core_source.ts";
+import { type KindRegistry, kindRegistry } from "./resources/kinds.ts";
+import { named, type NamedDataplane, type OpenDataplane, SwitchableDataplane } from "./switch/switch.ts";
+import { DataplaneRecord } from "./switch/record.ts";
+import { createDataplaneSwitch, LeftDataplanes, type SwitchDataplane, type SwitchParts } from "./switch/run.ts";
+import { createCounters } from "./explain/counter.ts";
+import { FlowCuts } from "./cuts/flow_cuts.ts";
+import { createExplainer } from "./explain/explain.ts";
 import { releaseStartPages } from "./footprint.ts";
 import { HealthChecks } from "./health_checks.ts";
 import { createLinks, type Links } from "./links.ts";
@@ -38,12 +33,12 @@ import { importPlugin, type LoadedPlugin, openPlugin, parsePluginConfig, refuseF
 import { createLog } from "./log.ts";
 import { registerNode } from "./node.ts";
 import { readSurroundings } from "./node_surroundings.ts";
-import { createPacketLogs, type PacketLogs } from "./packet_logs.ts";
+import { createPacketLogs, type PacketLogs } from "./logs/packet_logs.ts";
 import { Reconciler } from "./reconcile.ts";
 import { rehearse } from "./rehearsal.ts";
-import { createResources } from "./resources.ts";
+import { createResources } from "./resources/resources.ts";
 import { notifyService } from "./service_notify.ts";
-import { createTranslator } from "./translation.ts";
+import { createTranslator } from "./resources/translation.ts";
 import type { HostView, StatusView } from "./view.ts";
 
 const WATCH_RETRY_FIRST_MS = 100;

@@ -17,7 +17,7 @@ import type { Resource, ResourceKey } from "../model/resource.ts";
 import type { AddRequest, AttachmentName } from "../sdk/attach.ts";
 import { RefusedError } from "../sdk/errors.ts";
 import type { Attachment } from "../sdk/wiring.ts";
-import { WORKLOAD_ENDPOINT } from "./core_source.ts";
+import { WORKLOAD_ENDPOINT } from "./resources/core_source.ts";
 
 /** Where the endpoint keeps what only the daemon reads: network, container, interface, MTU, routes. */
 const ATTACHMENT_ANNOTATION = "cni.manx/attachment";

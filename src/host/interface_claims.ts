@@ -1,7 +1,7 @@
 /** Which endpoints claim one interface of one node. Pure. */
 import { keyText, type Resource, type ResourceKey } from "../model/resource.ts";
-import { WORKLOAD_ENDPOINT } from "./core_source.ts";
-import type { ManifestEntry } from "./manifest.ts";
+import { WORKLOAD_ENDPOINT } from "./resources/core_source.ts";
+import type { ManifestEntry } from "./resources/manifest.ts";
 
 /**
  * Reasons against `entries`, of which those that are workload endpoints must each have their interface for themselves, among each other and

@@ -1,8 +1,8 @@
 /** Resources that need others to be there: policies their tier. Checked where people write; on a watch anything may come. */
 import { keyText, type Resource, type ResourceKey, type ResourceKind } from "../model/resource.ts";
 import type { Datastore } from "../sdk/datastore.ts";
-import type { KindRegistry } from "./kinds.ts";
-import type { ManifestEntry } from "./manifest.ts";
+import type { KindRegistry } from "./resources/kinds.ts";
+import type { ManifestEntry } from "./resources/manifest.ts";
 
 /** Names that one message lists. */
 const NAMED_MAX = 3;

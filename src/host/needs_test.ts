@@ -8,7 +8,7 @@ import type { Host } from "../sdk/plugin.ts";
 import { BUILTIN } from "./builtin.ts";
 import { systemClock } from "./clock.ts";
 import { silentLog } from "./log.ts";
-import { createResources } from "./resources.ts";
+import { createResources } from "./resources/resources.ts";
 import { testRegistry } from "./test_registry.ts";
 
 const registry = await testRegistry();

@@ -3,7 +3,7 @@ import { type Address, formatAddress } from "../model/address.ts";
 import type { Resource, ResourceKey } from "../model/resource.ts";
 import type { Datastore } from "../sdk/datastore.ts";
 import type { Clock } from "../sdk/plugin.ts";
-import { NODE } from "./core_source.ts";
+import { NODE } from "./resources/core_source.ts";
 
 /** On nodes that a daemon wrote: their addresses follow the daemon's. */
 const REGISTERED_ANNOTATION = "node.manx/registered";

@@ -9,7 +9,7 @@ import { explainError, ManxError } from "../sdk/errors.ts";
 import type { Clock, Log } from "../sdk/plugin.ts";
 import { Inbox } from "./inbox.ts";
 import { createTimings } from "./timing.ts";
-import type { Translator } from "./translation.ts";
+import type { Translator } from "./resources/translation.ts";
 
 /** First and longest pause before what failed is tried again; it doubles in between. A new change does not wait for it. */
 export const RETRY_FIRST_MS = 20;

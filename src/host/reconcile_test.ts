@@ -8,7 +8,7 @@ import { systemClock } from "./clock.ts";
 import { silentLog } from "./log.ts";
 import { Reconciler } from "./reconcile.ts";
 import { testRegistry } from "./test_registry.ts";
-import { createTranslator } from "./translation.ts";
+import { createTranslator } from "./resources/translation.ts";
 
 const registry = await testRegistry();
 const DEADLINE_MS = 5_000;

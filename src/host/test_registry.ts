@@ -1,8 +1,8 @@
 /** For tests: the registry of kinds as it is by default. */
 import type { Host } from "../sdk/plugin.ts";
 import { BUILTIN } from "./builtin.ts";
-import { coreSource } from "./core_source.ts";
-import { type KindRegistry, kindRegistry } from "./kinds.ts";
+import { coreSource } from "./resources/core_source.ts";
+import { type KindRegistry, kindRegistry } from "./resources/kinds.ts";
 import type { PolicySource } from "../sdk/policy_source.ts";
 
 export async function testRegistry(): Promise<KindRegistry> {

@@ -1,9 +1,9 @@
 /** What the daemon shows to its API: everything a client may ask or cause, as plain data. */
 import type { Resource } from "../model/resource.ts";
-import type { LogEvent, LogQuery, LogsView } from "./packet_log_view.ts";
+import type { LogEvent, LogQuery, LogsView } from "./logs/packet_log_view.ts";
 import type { AddReply, AddRequest, CheckRequest, DelRequest, GcRequest } from "../sdk/attach.ts";
 import type { KindDefinition } from "../sdk/policy_source.ts";
-import type { Explainer } from "./explain.ts";
+import type { Explainer } from "./explain/explain.ts";
 
 /** One manifest text, several documents. All of it is stored or none. */
 export interface ManifestRequest {

@@ -88,7 +88,7 @@ export interface Dataplane extends AsyncDisposable {
   logs?(signal: AbortSignal): AsyncIterable<LoggedPacket | LostPackets>;
   /**
    * One bit of the connection mark (nf_conntrack): while a flow carries it, no packet of the flow passes, either way, whatever
-   * policy says. Who sets it: src/host/flow_cuts.ts. Absent: it cannot.
+   * policy says. Who sets it: src/host/cuts/flow_cuts.ts. Absent: it cannot.
    */
   readonly cutMark?: number | undefined;
   /**

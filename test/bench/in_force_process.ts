@@ -14,7 +14,7 @@ import { systemClock } from "../../src/host/clock.ts";
 import { endpointResource, planAttachment } from "../../src/host/endpoint.ts";
 import { Reconciler } from "../../src/host/reconcile.ts";
 import { testRegistry } from "../../src/host/test_registry.ts";
-import { createTranslator } from "../../src/host/translation.ts";
+import { createTranslator } from "../../src/host/resources/translation.ts";
 import { namespacedKernel } from "../../src/kernel/namespaced_door.ts";
 import { createNamespace } from "../../src/kernel/netns.ts";
 import { parseAddress } from "../../src/model/address.ts";

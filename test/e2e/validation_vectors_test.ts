@@ -9,9 +9,9 @@ import { parse } from "yaml";
 import { calicoSource } from "../../plugins/policy/calico/mod.ts";
 import { HTTP_FOUND } from "../../plugins/policy/calico/rule.ts";
 import { kubernetesSource } from "../../plugins/policy/kubernetes/mod.ts";
-import { coreSource } from "../../src/host/core_source.ts";
-import { kindRegistry } from "../../src/host/kinds.ts";
-import { parseManifest } from "../../src/host/manifest.ts";
+import { coreSource } from "../../src/host/resources/core_source.ts";
+import { kindRegistry } from "../../src/host/resources/kinds.ts";
+import { parseManifest } from "../../src/host/resources/manifest.ts";
 import { RefusedError } from "../../src/sdk/errors.ts";
 
 interface Case {

@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { stringify } from "yaml";
 import { Random } from "../../src/calc/testing/random_world.ts";
-import { parseManifest } from "../../src/host/manifest.ts";
+import { parseManifest } from "../../src/host/resources/manifest.ts";
 import { judgePath } from "../../src/model/evaluate.ts";
 import type { Resource } from "../../src/model/resource.ts";
 import type { Ruleset } from "../../dataplanes/nftables/ruleset.ts";

@@ -1,9 +1,9 @@
 /** The product's own way from manifests to what a node should do: validation, translation, calculation, rendering. */
 import { createCalc, DEFAULT_FAILSAFE } from "../../src/calc/mod.ts";
 import type { Calc, CalcResult } from "../../src/calc/mod.ts";
-import { coreSource } from "../../src/host/core_source.ts";
-import { kindRegistry } from "../../src/host/kinds.ts";
-import { createTranslator, type Translator } from "../../src/host/translation.ts";
+import { coreSource } from "../../src/host/resources/core_source.ts";
+import { kindRegistry } from "../../src/host/resources/kinds.ts";
+import { createTranslator, type Translator } from "../../src/host/resources/translation.ts";
 import { type Address, parseAddress } from "../../src/model/address.ts";
 import { keyText, type Resource, type ResourceKey } from "../../src/model/resource.ts";
 import type { WorldChange } from "../../src/model/world.ts";

@@ -13,7 +13,7 @@ import { openSocket } from "../../src/lab/probe_socket.ts";
 import { Sandbox } from "../../src/lab/sandbox.ts";
 import { parseWorld } from "../../src/lab/scenario_parser.ts";
 import { childEnvironment } from "../../src/lab/self.ts";
-import type { LogEvent, PacketEvent } from "../../src/host/packet_log_view.ts";
+import type { LogEvent, PacketEvent } from "../../src/host/logs/packet_log_view.ts";
 import { type Address, addressFamily, formatAddress, parseAddress } from "../../src/model/address.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 

@@ -5,11 +5,11 @@ import type { Calc } from "../../calc/mod.ts";
 import { parseAddress } from "../../model/address.ts";
 import type { Dataplane } from "../../sdk/dataplane.ts";
 import { systemClock } from "../clock.ts";
-import { createExplainer, type Explainer, type ExplainParts } from "../explain.ts";
+import { createExplainer, type Explainer, type ExplainParts } from "../explain/explain.ts";
 import { silentLog } from "../log.ts";
-import { createResources } from "../resources.ts";
+import { createResources } from "../resources/resources.ts";
 import { testRegistry } from "../test_registry.ts";
-import { createTranslator } from "../translation.ts";
+import { createTranslator } from "../resources/translation.ts";
 
 export interface ExplainedWorld {
   readonly explainer: Explainer;
