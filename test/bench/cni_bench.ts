@@ -85,7 +85,7 @@ export async function benchCni(binary: string): Promise<Goal[]> {
 
   {
     await using daemon = await startDaemon(binary);
-    const manx = manxNetwork(binary, daemon.socket);
+    const manx = manxNetwork(daemon.cniBinary, daemon.socket);
     const networks = [plain, walled, manx];
 
     const serial = await oneAfterAnother(networks, ROUNDS, "serial");
@@ -131,7 +131,7 @@ export async function benchCni(binary: string): Promise<Goal[]> {
     const startMs = median(
       await timed(
         50,
-        () => callPlugin(binary, { command: "VERSION", containerId: "", netns: "" }, { cniVersion: "1.0.0" }),
+        () => callPlugin(daemon.cniBinary, { command: "VERSION", containerId: "", netns: "" }, { cniVersion: "1.0.0" }),
       ),
     );
     const status = await (await fetch("http://manx/v1/status", { unix: daemon.socket })).json() as StatusReply;
@@ -150,7 +150,7 @@ export async function benchCni(binary: string): Promise<Goal[]> {
     await fillManx(stateDirectory(filled), HELD_LEASES);
     await using daemon = await startDaemon(binary, filled);
     const fullPlain = ptpNetwork({ firewall: false, dataDirectory: held });
-    const fullManx = manxNetwork(binary, daemon.socket);
+    const fullManx = manxNetwork(daemon.cniBinary, daemon.socket);
     const serial = await oneAfterAnother([fullPlain, fullManx], ROUNDS_WITH_LEASES, "later");
     serialTable(`CNI with ${HELD_LEASES} leases held × ${ROUNDS_WITH_LEASES}`, serial, fullPlain);
     for (const [name, fraction] of [["median", 0.5], ["p99", 0.99]] as const) {
