@@ -1,6 +1,6 @@
 /** The datastore over one SQLite file, which several processes of one machine may share. */
 import type { Database } from "bun:sqlite";
-import { closeSync, constants, type FSWatcher, openSync, statSync, watch as watchFile, writeSync } from "node:fs";
+import { closeSync, constants, type FSWatcher, openSync, statSync, watch as watchFile, write } from "node:fs";
 import { keyText, type ResourceKey, type ResourceKind } from "../../../src/model/resource.ts";
 import type { ChangeBatch, Datastore, Revision, Versioned, Write } from "../../../src/sdk/datastore.ts";
 import { ConflictError, ManxError, RefusedError, UnavailableError } from "../../../src/sdk/errors.ts";
@@ -86,6 +86,10 @@ export class SqliteDatastore implements Datastore {
   readonly #sql: Statements;
   readonly #inode: number;
   readonly #noticeFd: number;
+  /** While a notice is being written. */
+  #notice: Promise<void> | undefined;
+  /** Whether something was committed meanwhile. */
+  #noticeIsStale = false;
   readonly #logFile: LogFile;
   readonly #poll: ReturnType<typeof setInterval>;
   readonly #waiting = new Set<Waiting>();
@@ -206,8 +210,10 @@ export class SqliteDatastore implements Datastore {
     clearTimeout(this.#checkpointTimer);
     clearTimeout(this.#settleTimer);
     this.#noticeWatch?.close();
-    closeSync(this.#noticeFd);
     await this.#logFile[Symbol.asyncDispose]();
+    // The descriptor is in use by another thread meanwhile, and what is to be told is told.
+    while (this.#notice !== undefined) await this.#notice;
+    closeSync(this.#noticeFd);
     this.#wake();
     for (const statement of Object.values(this.#sql)) statement.finalize();
     this.#db.close();
@@ -498,13 +504,28 @@ export class SqliteDatastore implements Datastore {
     this.#wake();
   }
 
-  /** After the commit is visible, so that whoever is woken finds it: the log file itself changes before it is. */
+  /**
+   * After the commit is visible, so that whoever is woken finds it: the log file itself changes before it is. Beside this thread, as
+   * the filesystem may be busy with its journal. What is committed while a notice is being written has one of its own after it.
+   */
   #tellOthers(): void {
-    try {
-      writeSync(this.#noticeFd, NOTICE, 0, 1, 0);
-    } catch (error) {
-      this.#log.warn("other processes learn of commits by polling only", { path: this.#path, error: String(error) });
+    if (this.#notice !== undefined) {
+      this.#noticeIsStale = true;
+      return;
     }
+    this.#noticeIsStale = false;
+    this.#notice = new Promise((resolve) =>
+      write(this.#noticeFd, NOTICE, 0, 1, 0, (error) => {
+        this.#notice = undefined;
+        if (error !== null) {
+          this.#log.warn("other processes learn of commits by polling only", {
+            path: this.#path,
+            error: String(error),
+          });
+        } else if (this.#noticeIsStale) this.#tellOthers();
+        resolve();
+      })
+    );
   }
 
   #loseNotices(error: unknown): void {
