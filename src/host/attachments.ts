@@ -201,8 +201,16 @@ export function createAttachments(parts: AttachmentParts): Attachments {
       stored.delete(plan.id);
       await ipam.release(plan.handle, [{ key: plan.key, value: null }], signal);
     });
-    // Making the link takes the kernel about as long as the lease takes the disk.
-    undoing("link", (signal) => wiring.remove(plan.hostInterface, signal));
+    // The kernel makes and wires the link while the disk takes the lease. An unknown interface drops, so it may come up before its
+    // policy, and before the commit: what a crash leaves of it is collected.
+    const wired = new EarlyWiring((addresses) =>
+      wiring.apply(wiringOf(storedOf(plan, addresses), plan.netns), "fail", signal)
+    );
+    const unwire = async (signal: AbortSignal) => {
+      await wired.settled();
+      await wiring.remove(plan.hostInterface, signal);
+    };
+    undoing("link", unwire);
     wiring.begin?.(linkOf(plan));
     const lease = await ipam.acquire({
       handle: plan.handle,
@@ -216,7 +224,10 @@ export function createAttachments(parts: AttachmentParts): Attachments {
         containerId: plan.name.containerId,
         network: plan.name.network,
       },
-      also: (lease) => [{ key: plan.key, value: endpointResource(plan, lease.addresses, node, clock.wallMs()) }],
+      also: ({ addresses }) => {
+        wired.begin(addresses);
+        return [{ key: plan.key, value: endpointResource(plan, addresses, node, clock.wallMs()) }];
+      },
     }, signal);
     const committed = await datastore.get(plan.key, signal);
     if (committed === undefined) {
@@ -228,19 +239,18 @@ export function createAttachments(parts: AttachmentParts): Attachments {
     }
     const attachment = storedOf(plan, lease.addresses);
     stored.set(plan.id, attachment);
-    const wiringStartMs = clock.nowMs();
+    const leasedMs = clock.nowMs();
 
-    // An unknown interface drops, so the link may come up while its policy is on the way in.
     let policyMs = 0;
     const inForce = reconciler.programmed([wantedOf(committed)], POLICY_DEADLINE_MS, signal).then(() =>
-      policyMs = clock.nowMs() - wiringStartMs
+      policyMs = clock.nowMs() - leasedMs
     );
     inForce.catch(() => {});
-    const observed = await wiring.apply(wiringOf(attachment, plan.netns), "fail", signal);
-    const wiringMs = clock.nowMs() - wiringStartMs;
+    const observed = await wired.of(lease.addresses, () => unwire(signal));
+    const wiringMs = clock.nowMs() - leasedMs;
     await inForce;
     const reply = replyOf(plan, observed, {
-      leaseMs: round(wiringStartMs - leaseStartMs),
+      leaseMs: round(leasedMs - leaseStartMs),
       wiringMs: round(wiringMs),
       policyMs: round(policyMs),
       totalMs: round(clock.nowMs() - startedMs),
@@ -356,6 +366,40 @@ export function createAttachments(parts: AttachmentParts): Attachments {
   }
 
   return { adopt, add, del, check, gc, ready, counters, timings };
+}
+
+/** Wires a pod for the addresses that its lease is planned with, as soon as they are known. */
+class EarlyWiring {
+  readonly #wire: (addresses: readonly Address[]) => Promise<Observed>;
+  #begun: { readonly addresses: readonly Address[]; readonly observed: Promise<Observed> } | undefined;
+
+  constructor(wire: (addresses: readonly Address[]) => Promise<Observed>) {
+    this.#wire = wire;
+  }
+
+  /** The first plan counts: another is rare (somebody else took the addresses), and `of` sees to it. */
+  begin(addresses: readonly Address[]): void {
+    if (this.#begun !== undefined) return;
+    const observed = this.#wire(addresses);
+    // Nobody may be waiting yet.
+    observed.catch(() => {});
+    this.#begun = { addresses, observed };
+  }
+
+  /** Resolves when nothing is under way. Never rejects. */
+  async settled(): Promise<void> {
+    await this.#begun?.observed.catch(() => {});
+  }
+
+  /** What was wired for `addresses`; anew where it was wired for others, after `unwire`. */
+  async of(addresses: readonly Address[], unwire: () => Promise<void>): Promise<Observed> {
+    if (this.#begun !== undefined && this.#begun.addresses.join() !== addresses.join()) {
+      await unwire();
+      this.#begun = undefined;
+    }
+    this.begin(addresses);
+    return await this.#begun!.observed;
+  }
 }
 
 const linkOf = ({ id, netns, name, hostInterface, mac, mtu }: AttachmentPlan): Omit<Attachment, "addresses"> => ({

@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createCalc } from "../calc/mod.ts";
-import { type Address, addressFamily, formatAddress, hostCidr, parseAddress } from "../model/address.ts";
+import { type Address, addressFamily, formatAddress, formatCidr, hostCidr, parseAddress } from "../model/address.ts";
 import type { AddRequest } from "../sdk/attach.ts";
 import type { Datastore } from "../sdk/datastore.ts";
 import type { Dataplane, Routing } from "../sdk/dataplane.ts";
@@ -72,6 +72,10 @@ interface World {
   /** Names of the steps that were taken; the one of this number fails. */
   readonly steps: string[];
   failAt: number;
+  /** Once, before what is to be committed is. */
+  beforeCommit: (() => Promise<void>) | undefined;
+  /** Another allocator of the same node. */
+  openRival(): Promise<Ipam>;
   /** Interfaces that have policy. */
   enforced: ReadonlySet<string>;
   /** Interfaces that had a link without policy when ADD answered; must stay empty. */
@@ -98,7 +102,12 @@ async function open(links?: ReadonlyMap<string, Attachment>): Promise<World> {
     return await plugin.open(plugin.parseConfig(undefined), given, none);
   };
   const datastore = await builtin("datastore", "sqlite", host) as Datastore;
-  const state = { steps: [] as string[], failAt: 0, enforced: new Set<string>() as ReadonlySet<string> };
+  const state = {
+    steps: [] as string[],
+    failAt: 0,
+    beforeCommit: undefined as World["beforeCommit"],
+    enforced: new Set<string>() as ReadonlySet<string>,
+  };
   const step = (name: string) => {
     state.steps.push(name);
     if (state.steps.length === state.failAt) throw new Error(`step ${state.failAt}, ${name}, fails`);
@@ -113,6 +122,9 @@ async function open(links?: ReadonlyMap<string, Attachment>): Promise<World> {
     },
     commit: async (writes, signal) => {
       step("commit");
+      const before = state.beforeCommit;
+      state.beforeCommit = undefined;
+      await before?.();
       const revision = await datastore.commit(writes, signal);
       step("commit, answer lost");
       return revision;
@@ -197,6 +209,7 @@ async function open(links?: ReadonlyMap<string, Attachment>): Promise<World> {
     wiring,
     reconciler,
     attachments,
+    openRival: async () => await builtin("ipam", "block", { ...host, datastore }) as Ipam,
     async close() {
       stop.abort();
       await ipam[Symbol.asyncDispose]();
@@ -350,6 +363,26 @@ test("eight at once get eight addresses, each in force", async () => {
   for (const reply of replies) expect(world.enforced.has(reply.hostInterface)).toBe(true);
   await Promise.all(Array.from({ length: 8 }, (_, i) => world.attachments.del(request(`c${i}`))));
   expect([await leases(), world.wiring.links.size]).toEqual([0, 0]);
+});
+
+test("a pod whose planned addresses somebody else takes meanwhile is wired for those it gets", async () => {
+  const add = world.attachments.add.bind(world.attachments);
+  await add(request("first"));
+  await using rival = await world.openRival();
+  let taken: readonly Address[] = [];
+  world.beforeCommit = async () => {
+    ({ addresses: taken } = await rival.acquire({
+      handle: "rival",
+      node: "kube-01",
+      families: [4, 6],
+      attributes: {},
+    }));
+  };
+  const { addresses, hostInterface } = await add(request("second"));
+  expect(world.steps.filter((step) => step === "wiring.apply")).toHaveLength(3);
+  const wired = world.wiring.links.get(hostInterface)!.addresses;
+  expect(addresses.map(({ address }) => address)).toEqual(wired.map((address) => formatCidr(hostCidr(address))));
+  expect(wired.some((address) => taken.includes(address))).toBe(false);
 });
 
 test("ADD and DEL of one attachment at once take turns and end without remains", async () => {

@@ -48,7 +48,7 @@ const IDLE_MAKERS_MAX = 8;
 /** An attachment whose link is being made, or is. */
 interface Begun {
   readonly namespace: NetworkNamespace;
-  readonly made: Promise<void>;
+  readonly made: Promise<Link>;
 }
 
 /** Wires pods by veth pairs and routes. Opens what it keeps open; dispose of it to let go, which changes nothing in the kernel. */
@@ -110,15 +110,27 @@ export class VethWiring implements PodWiring {
   }
 
   /** Makes the link on another thread: that takes the kernel longer than all the rest of an attachment. */
-  async #makeBehind(desired: Omit<Attachment, "addresses">, namespace: NetworkNamespace): Promise<void> {
+  async #makeBehind(desired: Omit<Attachment, "addresses">, namespace: NetworkNamespace): Promise<Link> {
     const operation = `attach ${desired.interfaceName} of ${desired.netns}: make link ${desired.hostInterface}`;
     const socket = this.#idleMakers.pop() ?? this.#host.kernel.netlink(NETLINK_ROUTE);
     try {
-      await socket.requestBehind(operation, [makeLink(linkOf(desired, this.#mtu), namespace.fd)]);
+      const [answer] = await socket.requestBehind(operation, [
+        makeLink(linkOf(desired, this.#mtu), namespace.fd),
+        getLink({ name: desired.hostInterface }),
+      ]);
+      return parseLink(answer!);
     } finally {
       if (this.#isClosed || this.#idleMakers.length >= IDLE_MAKERS_MAX) socket[Symbol.dispose]();
       else this.#idleMakers.push(socket);
     }
+  }
+
+  #makeAtOnce(plan: Plan, namespace: NetworkNamespace): Link {
+    const [answer] = this.#links.request(`attach ${plan.title}: make link ${plan.hostInterface}`, [
+      makeLink(plan, namespace.fd),
+      getLink({ name: plan.hostInterface }),
+    ]);
+    return parseLink(answer!);
   }
 
   /** Forgets that the attachment was begun, and hands over what there is of it. */
@@ -193,20 +205,15 @@ export class VethWiring implements PodWiring {
     plan: Plan,
     namespace: NetworkNamespace,
     signal: AbortSignal | undefined,
-    begun: Promise<void> | undefined,
+    begun: Promise<Link> | undefined,
   ): Promise<"made" | "exists"> {
     await using undo = new AsyncDisposableStack();
     // Before the attempt: an answer may be lost, and then the link is there all the same.
     undo.defer(() => this.#bury(plan.hostInterface));
     let link: Link;
     try {
-      await begun;
+      link = await (begun ?? this.#makeAtOnce(plan, namespace));
       signal?.throwIfAborted();
-      const [answer] = this.#links.request(`attach ${plan.title}: make link ${plan.hostInterface}`, [
-        ...(begun !== undefined ? [] : [makeLink(plan, namespace.fd)]),
-        getLink({ name: plan.hostInterface }),
-      ]);
-      link = parseLink(answer!);
     } catch (error) {
       if (!isErrno(error, "EEXIST")) throw error;
       undo.move();
