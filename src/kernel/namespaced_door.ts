@@ -3,9 +3,8 @@ import type { KernelDoor, NetworkNamespace } from "../sdk/kernel_door.ts";
 import { createKernelDoor } from "./door.ts";
 import { inNamespace } from "./netns.ts";
 
-/** What says no namespace means `home`. */
-export function namespacedKernel(home: NetworkNamespace): KernelDoor {
-  const door = createKernelDoor();
+/** What says no namespace means `home`; all goes through `door`. */
+export function namespacedKernel(home: NetworkNamespace, door: KernelDoor = createKernelDoor()): KernelDoor {
   let elsewhere = 0;
   return {
     netlink: (protocol, options) => door.netlink(protocol, { namespace: home, ...options }),

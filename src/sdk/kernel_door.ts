@@ -31,14 +31,14 @@ export interface NetlinkSocket extends Disposable {
    * @throws {KernelError} of the first message that failed
    */
   request(operation: string, messages: readonly NetlinkMessage[]): readonly NetlinkMessage[];
-  /** As `request`, but never throws for a message the kernel refused: one entry for each message, its error or undefined. */
+  /** As `request` without answers, but never throws for a message the kernel refused: one entry for each message, its error or undefined. */
   attempt(operation: string, messages: readonly NetlinkMessage[]): readonly (Error | undefined)[];
   /**
-   * As `request` without answers, on a thread beside this one: for what the kernel takes long over, such as deleting links,
+   * As `request`, on a thread beside this one: for what the kernel takes long over, such as deleting links,
    * while the event loop goes on. Until it settles the socket may be used for nothing else: that is a bug and asserts.
    * @throws {KernelError} of the first message that failed
    */
-  requestBehind(operation: string, messages: readonly NetlinkMessage[]): Promise<void>;
+  requestBehind(operation: string, messages: readonly NetlinkMessage[]): Promise<readonly NetlinkMessage[]>;
   /** NLM_F_DUMP; repeated when the kernel says the dump was interrupted. @throws {KernelError} */
   dump(operation: string, message: NetlinkMessage): readonly NetlinkMessage[];
   /**

@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import type { NetworkNamespace } from "../../sdk/kernel_door.ts";
 import { createNamespace } from "../netns.ts";
 import { linkByName } from "../rtnetlink.ts";
-import { delLink, delLinkGroup, newLink } from "./schema/rt_link.ts";
+import { delLink, delLinkGroup, getLink, newLink, parseLink } from "./schema/rt_link.ts";
 import { NETLINK_ROUTE, openNetlink } from "./socket.ts";
 
 const GROUP = 77;
@@ -27,6 +27,17 @@ test("the kernel's work is done when it resolves, and the event loop went on mea
   await deleted;
   expect(turns).toBeGreaterThan(5);
   for (const name of ["a", "b", "c", "ap"]) expect(linkByName(socket, name)).toBeUndefined();
+});
+
+test("it resolves with the answers", async () => {
+  using namespace = createNamespace("behind");
+  using socket = openNetlink(NETLINK_ROUTE, { namespace });
+  const answers = await socket.requestBehind("make a", [
+    newLink({ kind: "veth", name: "a", peer: { name: "b" } }),
+    getLink({ name: "a" }),
+    getLink({ name: "b" }),
+  ]);
+  expect(answers.map((answer) => parseLink(answer).name)).toEqual(["a", "b"]);
 });
 
 test("the first refusal is thrown, and later messages are carried out", async () => {

@@ -165,11 +165,29 @@ class Socket implements NetlinkSocket {
     return answers;
   }
 
+  /**
+   * Acknowledged is only the last message of a part, as writing and reading an acknowledgement is a good part of what a message costs:
+   * the kernel takes them in order, and a refusal is told whether it was asked for or not, with its message's number (netlink_rcv_skb of
+   * net/netlink/af_netlink.c). So what has not been refused by the time the last one is answered has been done. A refusal
+   * that finds no room is told as ENOBUFS, and there is room for as many as a part has messages.
+   */
   attempt(operation: string, messages: readonly NetlinkMessage[]): readonly (Error | undefined)[] {
     const errors: (Error | undefined)[] = messages.map(() => undefined);
-    this.exchange(operation, messages, (index, acknowledgement) => {
-      if (acknowledgement.errno !== 0) errors[index] = kernelError(operation, acknowledgement, messages, index);
-    }, []);
+    for (let start = 0; start < messages.length;) {
+      const end = partEnd(messages, start), last = messages[end - 1]!;
+      const part = [...messages.slice(start, end - 1), { ...last, flags: last.flags | MessageFlag.Ack }];
+      const firstSequence = this.sendMessages(operation, part, 0);
+      for (let isAnswered = false; !isAnswered;) {
+        this.receive(operation, 0, (frame) => {
+          const index = start + frame.sequence - firstSequence;
+          if (index < start || index >= end || frame.type !== NLMSG_ERROR) return;
+          const acknowledgement = parseAcknowledgement(frame.flags, frame.payload);
+          if (acknowledgement.errno !== 0) errors[index] = kernelError(operation, acknowledgement, messages, index);
+          isAnswered ||= index === end - 1;
+        });
+      }
+      start = end;
+    }
     return errors;
   }
 
@@ -181,13 +199,7 @@ class Socket implements NetlinkSocket {
     answers: NetlinkMessage[],
   ): void {
     for (let start = 0; start < messages.length;) {
-      let end = start, partBytes = 0;
-      while (end < messages.length && end - start < REQUEST_PART_MESSAGES) {
-        const bytes = messageBytes(messages[end]!);
-        if (end > start && partBytes + bytes > REQUEST_PART_BYTES) break;
-        partBytes += bytes;
-        end++;
-      }
+      const end = partEnd(messages, start);
       const firstSequence = this.sendMessages(operation, messages.slice(start, end), MessageFlag.Ack);
       const waiting = new Set<number>();
       for (let i = start; i < end; i++) waiting.add(i);
@@ -206,8 +218,8 @@ class Socket implements NetlinkSocket {
     }
   }
 
-  async requestBehind(operation: string, messages: readonly NetlinkMessage[]): Promise<void> {
-    if (messages.length === 0) return;
+  async requestBehind(operation: string, messages: readonly NetlinkMessage[]): Promise<readonly NetlinkMessage[]> {
+    if (messages.length === 0) return [];
     if (messages.length > REQUEST_PART_MESSAGES) {
       throw new Error(`${operation}: too many messages for a request behind`);
     }
@@ -219,18 +231,22 @@ class Socket implements NetlinkSocket {
     } finally {
       this.busyBehind = false;
     }
-    if (this.disposed) return;
+    if (this.disposed) return [];
+    const answers: NetlinkMessage[] = [];
     const waiting = new Set(messages.keys());
     let first: KernelError | undefined;
     while (waiting.size > 0) {
       this.receive(operation, 0, (frame) => {
         const index = frame.sequence - firstSequence;
-        if (frame.type !== NLMSG_ERROR || !waiting.delete(index)) return;
+        if (index < 0 || index >= messages.length) return;
+        if (frame.type !== NLMSG_ERROR) return void answers.push(messageOf(frame));
+        if (!waiting.delete(index)) return;
         const acknowledgement = parseAcknowledgement(frame.flags, frame.payload);
         if (acknowledgement.errno !== 0) first ??= kernelError(operation, acknowledgement, messages, index);
       });
     }
     if (first !== undefined) throw first;
+    return answers;
   }
 
   async *dumpBehind(
@@ -531,6 +547,18 @@ function streamError(operation: string, error: unknown): unknown {
   const code = error instanceof Error && "code" in error ? String(error.code) : "";
   const errno = errnoOf(code);
   return errno === undefined ? error : new KernelError(operation, errno, {}, { cause: error });
+}
+
+/** The first message that goes with a later part than the one at `start`. */
+function partEnd(messages: readonly NetlinkMessage[], start: number): number {
+  let end = start, bytes = 0;
+  while (end < messages.length && end - start < REQUEST_PART_MESSAGES) {
+    const more = messageBytes(messages[end]!);
+    if (end > start && bytes + more > REQUEST_PART_BYTES) break;
+    bytes += more;
+    end++;
+  }
+  return end;
 }
 
 const messageBytes = (message: NetlinkMessage): number => MESSAGE_HEADER_BYTES + message.payload.length + 3 & ~3;

@@ -141,6 +141,30 @@ test("attempt tells for each message whether it was refused", () => {
   expect(socket.request("nothing", [])).toEqual([]);
 });
 
+test("attempt finds each refusal among hundreds, wherever it stands, and carries out all the others", () => {
+  using namespace = createNamespace("scattered");
+  using socket = openNetlink(NETLINK_ROUTE, { namespace });
+  const count = 700;
+  const messages = Array.from(
+    { length: count },
+    (_, i) => newAddress({ index: 1, address: String.fromCharCode(10, 0, i >> 8, i & 255) as Address, prefix: 32 }),
+  );
+  // The ends of the parts that it is sent in, and of the whole, among them.
+  const bad = new Set([0, 1, 254, 255, 256, 300, 511, 512, count - 1]);
+  const errors = socket.attempt(
+    "add addresses",
+    messages.map((message, i) => bad.has(i) ? delLink({ name: `none${i}` }) : message),
+  );
+  expect(errors.flatMap((error, i) => error === undefined ? [] : [i])).toEqual([...bad]);
+  for (const i of bad) {
+    expect((errors[i] as KernelError).message).toBe(
+      `add addresses: ENODEV (No such device), message ${i + 1} of ${count}`,
+    );
+  }
+  expect(socket.dump("list addresses", getAddresses()).length).toBe(count - bad.size);
+  expect(socket.request("get lo", [getLink({ name: "lo" })])).toHaveLength(1);
+});
+
 test("errors carry the kernel's own text and the name of the attribute it points at", () => {
   using namespace = createNamespace("errors");
   using socket = openNetlink(NETLINK_ROUTE, { namespace });

@@ -327,6 +327,16 @@ export const markFlow = (flow: FlowName, value: number, mask: number): NetlinkMe
 export const expireFlow = (flow: FlowName & { readonly status: number }, seconds: number): NetlinkMessage =>
   changeFlow(flow, { timeoutSeconds: seconds, status: (flow.status | FlowStatus.FixedTimeout) >>> 0 });
 
+/** IP_CT_TCP_FLAG_BE_LIBERAL of include/uapi/linux/netfilter/nf_conntrack_tcp.h, as struct nf_ct_tcp_flags: flags, mask. */
+const BE_LIBERAL = Uint8Array.of(0x08, 0x08);
+
+/**
+ * IPCTNL_MSG_CT_NEW of a TCP flow that is there: from now on its sequence numbers may be any, both ways, as those of a flow
+ * that was not seen from its beginning. ENOENT where there is none.
+ */
+export const freeSequence = (flow: FlowName): NetlinkMessage =>
+  changeFlow(flow, { protocolInfo: { tcp: { flagsOriginal: BE_LIBERAL, flagsReply: BE_LIBERAL } } });
+
 /** enum ctattr_stats_global. */
 const statistics = messageSchema(
   "conntrack statistics",

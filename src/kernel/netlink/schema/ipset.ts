@@ -146,10 +146,13 @@ export const createSet = ({ name, kind, family }: SetName, count = 0): NetlinkMe
     });
   });
 
-/** The kernel rounds up to a power of two and takes up to 12 members a bucket before it doubles them. */
+/**
+ * The kernel doubles the buckets, and hashes all members again, as soon as one of them would hold more than 12 (AHASH_MAX_TUNED,
+ * ip_set_hash_gen.h): at two members a bucket that hardly ever happens, at four it nearly always does.
+ */
 function hashSizeFor(count: number): number {
   let size = 64;
-  while (size * 4 < count) size *= 2;
+  while (size * 2 < count) size *= 2;
   return size;
 }
 

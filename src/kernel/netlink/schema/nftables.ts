@@ -142,7 +142,7 @@ export const chain = attrs({
 export type ChainAttributes = Infer<typeof chain>;
 
 /** enum nft_rule_compat_attributes */
-const ruleCompat = attrs({ protocol: [1, be32], flags: [2, be32] });
+export const ruleCompat = attrs({ protocol: [1, be32], flags: [2, be32] });
 
 /** enum nft_rule_attributes */
 export const rule = attrs({
@@ -283,13 +283,21 @@ export interface BaseChain {
   readonly hook: HookName;
   readonly priority: number;
   readonly policy: "accept" | "drop";
+  /** Name of the link whose packets it sees; of the hook `ingress`, which has no chain without one. */
+  readonly device?: string;
 }
+
+/** NF_NETDEV_INGRESS of include/uapi/linux/netfilter.h: tables of links count their hooks by themselves. */
+const hookNumber = (family: number, hook: HookName): number =>
+  family === ProtocolFamily.Netdev ? 0 : HOOKS.indexOf(hook);
 
 export const newChain = (at: TableName, name: string, base?: BaseChain): NetlinkMessage =>
   encodeMessage(chainMessage, NftMessage.NewChain, Create, header(at), {
     table: at.table,
     name,
-    hook: base === undefined ? undefined : { number: HOOKS.indexOf(base.hook), priority: base.priority },
+    hook: base === undefined
+      ? undefined
+      : { number: hookNumber(at.family, base.hook), priority: base.priority, device: base.device },
     policy: base === undefined ? undefined : base.policy === "accept" ? 1 : 0,
     type: base?.type,
   });
@@ -342,6 +350,8 @@ export interface SetDefinition {
   /** Upper bound of its elements: the kernel refuses more (ENFILE) and picks its hash by it. */
   readonly size?: number;
   readonly userdata?: Uint8Array;
+  /** After so long an element is gone; with `SetFlag.Timeout`. */
+  readonly timeoutMs?: number;
   /** Each element counts the packets whose lookup finds it. */
   readonly counted?: boolean;
 }
@@ -361,6 +371,7 @@ export const newSet = (at: TableName, definition: SetDefinition, id: number): Ne
       fields: definition.fieldLengths?.map((length) => ({ length })),
     },
     id,
+    timeout: definition.timeoutMs === undefined ? undefined : BigInt(definition.timeoutMs),
     userdata: definition.userdata,
     expression: definition.counted ? { name: "counter", data: {} } : undefined,
   });
@@ -653,6 +664,7 @@ export const KeyType = {
   Service: 13,
   IcmpType: 14,
   Mark: 19,
+  InterfaceIndex: 20,
   CtState: 26,
   Icmpv6Type: 29,
   IfName: 41,

@@ -8,6 +8,7 @@ import {
   be16,
   be32,
   be64,
+  bytes,
   type Infer,
   list,
   nested,
@@ -142,6 +143,11 @@ const expressionData = {
   fib: attrs({ dreg: [1, be32], result: [2, be32], flags: [3, be32] }),
   numgen: attrs({ dreg: [1, be32], modulus: [2, be32], type: [3, be32], offset: [4, be32] }),
   notrack: none,
+  /** `family`: NFPROTO_*. */
+  fwd: attrs({ deviceSreg: [1, be32], addressSreg: [2, be32], family: [3, be32] }),
+  /** Extensions of x_tables: enum nft_match_attributes and nft_target_attributes of nf_tables_compat.h. `info`: padded to 8 bytes. */
+  match: attrs({ name: [1, str], revision: [2, be32], info: [3, bytes] }),
+  target: attrs({ name: [1, str], revision: [2, be32], info: [3, bytes] }),
 } as const;
 
 /** enum nft_expr_attributes */
@@ -178,7 +184,16 @@ export function verdictFromWire(wire: Infer<typeof verdictAttributes>): Verdict 
 }
 
 /** enum nft_meta_keys, those whose meaning we use. */
-const META_KEYS = { priority: 2, mark: 3, iifname: 6, oifname: 7, nfproto: 15, l4proto: 16 } as const;
+const META_KEYS = {
+  priority: 2,
+  mark: 3,
+  iif: 4,
+  iifname: 6,
+  oifname: 7,
+  nfproto: 15,
+  l4proto: 16,
+  packetType: 19,
+} as const;
 /** enum nft_ct_keys. */
 const CT_KEYS = { state: 0, direction: 1, status: 2, mark: 3 } as const;
 /** enum nft_payload_bases. */
@@ -260,6 +275,11 @@ export type Expression =
     readonly dataSreg: number;
     readonly seconds?: number;
   }
+  /**
+   * Only in chains of the family netdev. Takes the packet past everything else to a neighbour (a register with its address) on a link (one with
+   * its index, host byte order), with one hop less left.
+   */
+  | { readonly op: "forward"; readonly family: 4 | 6; readonly deviceSreg: number; readonly addressSreg: number }
   /** Not understood: its name and a canonical text of its attributes. */
   | { readonly op: "other"; readonly name: string; readonly attributes: string };
 
@@ -381,6 +401,10 @@ export function expressionToWire(one: Expression): WireExpression {
           timeout: one.seconds === undefined ? undefined : BigInt(one.seconds) * 1000n,
         },
       };
+    case "forward": {
+      const [deviceSreg, addressSreg] = [registerToWire(one.deviceSreg), registerToWire(one.addressSreg)];
+      return { name: "fwd", data: { deviceSreg, addressSreg, family: NAT_FAMILIES[one.family] } };
+    }
     case "other":
       throw new TypeError(`expression ${one.name} is not one that is written`);
   }
@@ -538,6 +562,16 @@ function known(wire: WireExpression): Expression | undefined {
         keySreg: registerFromWire(keySreg),
         dataSreg: registerFromWire(dataSreg),
         ...!timeout ? {} : { seconds: Number(timeout / 1000n) },
+      };
+    }
+    case "fwd": {
+      const { deviceSreg, addressSreg, family } = wire.data as WireData<"fwd">;
+      const of = family === NAT_FAMILIES[4] ? 4 : family === NAT_FAMILIES[6] ? 6 : undefined;
+      return of === undefined || deviceSreg === undefined || addressSreg === undefined ? undefined : {
+        op: "forward",
+        family: of,
+        deviceSreg: registerFromWire(deviceSreg),
+        addressSreg: registerFromWire(addressSreg),
       };
     }
     case "masq": {

@@ -168,6 +168,8 @@ test("every expression that we write comes back the same, in one canonical text"
     { op: "log", group: 86, prefix: "manx" },
     { op: "notrack" },
     { op: "masquerade" },
+    { op: "meta", key: "packetType", dreg: 0 },
+    { op: "forward", family: 6, deviceSreg: 0, addressSreg: 4 },
   ];
   const wire = encode(nft.rule, { table: "manx", chain: "c", expressions: all.map(expressionToWire) });
   const back = decode(nft.rule, wire).expressions!.map(expressionFromWire);

@@ -313,6 +313,10 @@ export const getLinks = (filter: { readonly kind?: string; readonly master?: num
     extMask: RTEXT_FILTER_SKIP_STATS,
   });
 
+/** Whom a message about a link is about, without reading the rest of it. */
+export const linkIndexOf = ({ payload }: Pick<NetlinkMessage, "payload">): number =>
+  new DataView(payload.buffer, payload.byteOffset, payload.length).getInt32(4, true);
+
 /** A link as the kernel describes it. */
 export interface Link {
   readonly index: number;
