@@ -68,9 +68,9 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   main: ["cni", "cli", "host", "kernel", "package.json"],
 };
 
-/** What of the kernel room plugins and dataplanes may use: schemas, the codec, errors; no sockets, no FFI. */
+/** What of the kernel room plugins and dataplanes may use: schemas, the codec, errors, what several need that is made of these; no sockets, no FFI. */
 const PLUGIN_KERNEL =
-  /^src\/kernel\/(netlink\/schema\/|netlink\/codec|netlink\/message|netlink\/generic|errors\.ts|rtnetlink\.ts)/;
+  /^src\/kernel\/(netlink\/schema\/|netlink\/codec|netlink\/message|netlink\/generic|errors\.ts|rtnetlink\.ts|service_flows\.ts|packet_log\.ts)/;
 
 function refusal(edge: Import): string | undefined {
   const { from, to } = edge;

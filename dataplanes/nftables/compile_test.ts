@@ -4,7 +4,7 @@ import { type Decision, judgeList, type ListJudgement, missesOf } from "../../sr
 import { persistentMap } from "../../src/model/persistent_map.ts";
 import { compileList, FILTER_ENDINGS } from "./compile.ts";
 import { ACCEPT, DROP, goto } from "./expressions.ts";
-import { parseLogPrefix } from "./log_prefix.ts";
+import { parseLogPrefix } from "../../src/model/log_prefix.ts";
 import { printRuleset } from "./print.ts";
 import { Renderer } from "./render.ts";
 import { elementsOf, interfaceKey, type NftChain, type NftSet, type Ruleset } from "./ruleset.ts";

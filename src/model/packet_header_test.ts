@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
-import captured from "../../src/kernel/netlink/testdata/captured_nflog.json";
-import { parseGroupPacket } from "../../src/kernel/netlink/schema/nflog.ts";
-import { formatAddress } from "../../src/model/address.ts";
+import captured from "../kernel/netlink/testdata/captured_nflog.json";
+import { parseGroupPacket } from "../kernel/netlink/schema/nflog.ts";
+import { formatAddress } from "./address.ts";
 import { readPacketHeader } from "./packet_header.ts";
 
 const bytesOf = (hex: string) => Uint8Array.from(hex.match(/../g)!, (pair) => parseInt(pair, 16));

@@ -1,6 +1,6 @@
 /** For tests: servers that say who they are, and clients that ask, over real sockets in namespaces, all in this process. */
-import { type Address, formatAddress } from "../../../src/model/address.ts";
-import { errnoOf } from "../../../src/kernel/errors.ts";
+import { type Address, formatAddress } from "../../src/model/address.ts";
+import { errnoOf } from "../../src/kernel/errors.ts";
 import {
   accept4,
   AF,
@@ -25,14 +25,15 @@ import {
   SOCK,
   socket,
   SOL,
-} from "../../../src/kernel/libc.ts";
-import { inNamespace } from "../../../src/kernel/netns.ts";
-import { inetSockaddr, parseInetSockaddr } from "../../../src/kernel/sockaddr.ts";
-import type { NetworkNamespace } from "../../../src/sdk/kernel_door.ts";
-import { endpoint } from "./services.ts";
+} from "../../src/kernel/libc.ts";
+import { inNamespace } from "../../src/kernel/netns.ts";
+import { inetSockaddr, parseInetSockaddr } from "../../src/kernel/sockaddr.ts";
+import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
+import { endpoint } from "../../src/model/testdata/services.ts";
 
 /** Between namespaces of one machine an answer takes microseconds. */
-const SILENCE_MS = 150;
+export const SILENCE_MS = 150;
+const ASK_TRIES = 3;
 const REFUSED = errnoOf("ECONNREFUSED")!;
 const TEXT = { encode: new TextEncoder(), decode: new TextDecoder() };
 
@@ -52,6 +53,9 @@ function open(place: NetworkNamespace, address: Address, isStream: boolean): num
 export class Conversation implements Disposable {
   private readonly servers: Server[] = [];
   private readonly clients = new Set<number>();
+
+  /** So long without an answer is silence. */
+  constructor(private readonly silenceMs = SILENCE_MS) {}
 
   /** `tcp 10.0.0.1:80`. */
   serve(name: string, place: NetworkNamespace, ...where: readonly string[]): void {
@@ -75,6 +79,26 @@ export class Conversation implements Disposable {
     return { ask: () => this.hear(fd, false) };
   }
 
+  /** A connection that stays open, once it is there. */
+  hold(place: NetworkNamespace, to: string): { passes(): boolean } {
+    const there = endpoint(to);
+    const fd = open(place, there.address, true);
+    this.clients.add(fd);
+    connect(fd, inetSockaddr(there));
+    const doors = this.servers.filter(({ isStream }) => isStream);
+    const at = poll(doors.map(({ fd }) => ({ fd, events: POLL.IN })), this.silenceMs).findIndex((events) =>
+      events !== 0
+    );
+    const other = at < 0 ? undefined : accept4(doors[at]!.fd, SOCK.NONBLOCK | SOCK.CLOEXEC);
+    if (other !== undefined) this.clients.add(other);
+    const goes = (from: number, into: number): boolean => {
+      if (send(from, TEXT.encode.encode("!"), MSG.NOSIGNAL) !== 1) return false;
+      poll([{ fd: into, events: POLL.IN }], this.silenceMs);
+      return recv(into, buffer(8), MSG.DONTWAIT) === 1;
+    };
+    return { passes: () => other !== undefined && goes(fd, other) && goes(other, fd) };
+  }
+
   /** `tcp 10.96.0.1:80`: who answers, and whom the server saw: `b saw 10.0.0.1`; or `refused`, `silence`, `no route`. */
   ask(place: NetworkNamespace, what: string): string {
     const [protocol, to] = what.split(" ") as [string, string];
@@ -92,6 +116,14 @@ export class Conversation implements Disposable {
     }
   }
 
+  /** Where an answer is wanted: whoever hears nothing asks again. A machine is slow at times. */
+  askAgain(place: NetworkNamespace, what: string): string {
+    for (let tries = 1;; tries++) {
+      const answer = this.ask(place, what);
+      if (answer !== "silence" || tries === ASK_TRIES) return answer;
+    }
+  }
+
   private hear(client: number, isStream: boolean): string {
     const into = buffer(256);
     if (!isStream) {
@@ -100,7 +132,7 @@ export class Conversation implements Disposable {
     }
     for (;;) {
       const fds = [client, ...this.servers.map(({ fd }) => fd)];
-      const ready = poll(fds.map((fd) => ({ fd, events: POLL.IN })), SILENCE_MS);
+      const ready = poll(fds.map((fd) => ({ fd, events: POLL.IN })), this.silenceMs);
       if (ready.every((events) => events === 0)) return "silence";
       for (const [i, server] of this.servers.entries()) if (ready[i + 1] !== 0) answer(server);
       if (ready[0] === 0) continue;

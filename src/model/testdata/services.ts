@@ -1,9 +1,10 @@
 /** For tests: services from a line each. */
-import { type Address, parseAddress, parseCidr } from "../../../src/model/address.ts";
-import { digest } from "../../../src/model/digest.ts";
-import { persistentMap } from "../../../src/model/persistent_map.ts";
-import { PROTOCOLS } from "../../../src/model/ports.ts";
-import { type BackendList, frontendKey, type ServiceFrontend, type ServiceState } from "../../../src/model/services.ts";
+import { type Address, parseAddress, parseCidr } from "../address.ts";
+import { digest } from "../digest.ts";
+import { persistentMap } from "../persistent_map.ts";
+import { PROTOCOLS } from "../ports.ts";
+import type { random } from "./random_lists.ts";
+import { type BackendList, frontendKey, type ServiceFrontend, type ServiceState } from "../services.ts";
 
 /** `10.0.0.1:80`, `[fd00::1]:80`. */
 export function endpoint(text: string): { readonly address: Address; readonly port: number } {
@@ -61,4 +62,34 @@ export function services(
     nodePortAddresses: (more.nodePortAddresses ?? []).map(parseCidr),
     podNets: (more.podNets ?? []).map(parseCidr),
   };
+}
+
+/** Random frontends over few places, so that they come, go and change. */
+export function someServices(r: ReturnType<typeof random>, places = 6): ServiceState {
+  const lines: string[] = [];
+  for (let at = 0; at < places; at++) {
+    if (r.chance(0.3)) continue;
+    const v6 = r.chance(0.4);
+    const list = () => {
+      const some = Array.from({ length: 4 }, (_, i) => v6 ? `[fd00::${i + 1}]:80` : `10.0.0.${i + 1}:80`).filter(() =>
+        r.chance(0.5)
+      );
+      return some.length === 0
+        ? r.pick(["reject", "drop"])
+        : some.map((one) => r.chance(0.2) ? `~${one}` : one).join(" ");
+    };
+    const place = r.chance(0.3) ? `node${v6 ? 6 : 4}:${30_000 + at}` : v6 ? `[fd96::${at}]:80` : `10.96.0.${at}:80`;
+    const more = [
+      ...r.chance(0.5) ? [" | scope external"] : [],
+      ...r.chance(0.3) ? [` | outside ${list()}`] : [],
+      ...r.chance(0.3) ? [" | masquerade"] : [],
+      ...r.chance(0.3) ? [` | affinity ${r.pick([60, 10_800])}`] : [],
+      ...r.chance(0.2) ? [` | sources ${v6 ? "fd00::/64 fd00:0:1::/48" : "10.0.0.0/24 192.0.2.1/32"}`] : [],
+    ];
+    lines.push(`${r.pick(["tcp", "udp", "sctp"])} ${place} > ${list()}${more.join("")}`);
+  }
+  return services(lines, {
+    podNets: r.pick([[], ["10.0.0.0/8", "fd00::/16"]]),
+    nodePortAddresses: r.pick([[], ["192.0.2.0/24"]]),
+  });
 }

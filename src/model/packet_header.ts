@@ -2,9 +2,9 @@
  * What policy sees of a packet, from its first bytes: RFC 791, RFC 8200 and the first bytes of what they carry. The bytes
  * come from the network: whatever they are, the answer is a packet or nothing. Pure.
  */
-import type { Address } from "../../src/model/address.ts";
-import type { Packet } from "../../src/model/desired.ts";
-import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
+import type { Address } from "./address.ts";
+import type { Packet } from "./desired.ts";
+import { hasPorts, PROTOCOLS } from "./ports.ts";
 
 /** RFC 791 section 3.1. */
 const IPV4_HEADER_BYTES = 20;

@@ -3,25 +3,15 @@
  * one port would stay with a backend that is gone, or, where the service came after its first packet, with none. Such flows are
  * forgotten: their next packet begins anew. TCP and SCTP notice by themselves.
  */
-import {
-  delFlow,
-  type Flow,
-  type FlowFilter,
-  FlowStatus,
-  getFlows,
-  parseFlow,
-} from "../../src/kernel/netlink/schema/conntrack.ts";
-import { isErrno } from "../../src/kernel/errors.ts";
-import { NETLINK_NETFILTER } from "../../src/kernel/netlink/schema/nftables.ts";
-import { type Address, cidrContains, type Family } from "../../src/model/address.ts";
-import { persistentMap } from "../../src/model/persistent_map.ts";
-import { PROTOCOLS } from "../../src/model/ports.ts";
-import { frontendKey, type ServiceFrontend, type ServiceState } from "../../src/model/services.ts";
-import { explainError } from "../../src/sdk/errors.ts";
-import type { NetlinkSocket } from "../../src/sdk/kernel_door.ts";
-import type { Host } from "../../src/sdk/plugin.ts";
-import type { Ruleset } from "./ruleset.ts";
-import { anyAddress } from "./services_chains.ts";
+import { delFlow, type Flow, type FlowFilter, FlowStatus, getFlows, parseFlow } from "./netlink/schema/conntrack.ts";
+import { isErrno } from "./errors.ts";
+import { NETLINK_NETFILTER } from "./netlink/schema/nftables.ts";
+import { cidrContains, type Family } from "../model/address.ts";
+import { persistentMap } from "../model/persistent_map.ts";
+import { PROTOCOLS } from "../model/ports.ts";
+import { frontendKey, type ServiceFrontend, type ServiceState } from "../model/services.ts";
+import type { NetlinkSocket } from "../sdk/kernel_door.ts";
+import type { Host } from "../sdk/plugin.ts";
 
 /** For each filter the kernel walks its whole table; of more places than these, all UDP flows are looked at once. */
 const FILTERS_MAX = 4;
@@ -33,12 +23,12 @@ const RETRY_FIRST_MS = 100;
 const RETRY_LONGEST_MS = 10_000;
 
 /** Where a frontend is, or was. */
-type Place = Pick<ServiceFrontend, "address" | "family" | "protocol" | "port">;
+export type ServicePlace = Pick<ServiceFrontend, "address" | "family" | "protocol" | "port">;
 
 export class ServiceFlows implements AsyncDisposable {
   private inForce: ServiceState | undefined;
   /** By `frontendKey`: what may have flows that are not as they should be. At most one for each frontend there is or was. */
-  private readonly waiting = new Map<string, Place>();
+  private readonly waiting = new Map<string, ServicePlace>();
   private readonly stop = new AbortController();
   private working: Promise<void> | undefined;
   private problem: string | undefined;
@@ -46,13 +36,13 @@ export class ServiceFlows implements AsyncDisposable {
   constructor(private readonly host: Host) {}
 
   /**
-   * These services are in force. `anew`: nobody knows what was in force before, but that the table was `found` so.
+   * These services are in force. `found`: nobody knows what was in force before, but that the kernel had rules for these frontends.
    */
-  follow(state: ServiceState | undefined, anew?: { readonly found: Ruleset | undefined }): void {
-    const before = anew === undefined ? this.inForce : undefined;
-    if (anew !== undefined) {
+  follow(state: ServiceState | undefined, found?: readonly ServicePlace[]): void {
+    const before = found === undefined ? this.inForce : undefined;
+    if (found !== undefined) {
       this.inForce?.frontends.forEach((frontend) => this.wait(frontend));
-      for (const place of placesOf(anew.found)) this.wait(place);
+      for (const place of found) this.wait(place);
     }
     this.inForce = state;
     for (const change of (state?.frontends ?? NO_FRONTENDS).changesSince(before?.frontends ?? NO_FRONTENDS)) {
@@ -67,7 +57,7 @@ export class ServiceFlows implements AsyncDisposable {
       : [`UDP flows of services may stay with backends that are gone: ${this.problem}`];
   }
 
-  private wait(place: Place): void {
+  private wait(place: ServicePlace): void {
     if (place.protocol === PROTOCOLS.UDP) this.waiting.set(frontendKey(place), place);
   }
 
@@ -88,7 +78,7 @@ export class ServiceFlows implements AsyncDisposable {
       } catch (error) {
         if (signal.aborted) return;
         for (const [key, place] of places) if (!this.waiting.has(key)) this.waiting.set(key, place);
-        this.problem = explainError(error);
+        this.problem = error instanceof Error ? error.message : String(error);
         log.error("UDP flows of services cannot be looked at, trying again", { error: this.problem, pauseMs });
         await sleep(pauseMs);
         pauseMs = Math.min(RETRY_LONGEST_MS, pauseMs * 2);
@@ -96,7 +86,7 @@ export class ServiceFlows implements AsyncDisposable {
     }
   }
 
-  private async pass(places: ReadonlyMap<string, Place>): Promise<void> {
+  private async pass(places: ReadonlyMap<string, ServicePlace>): Promise<void> {
     // What removes is another socket than what lists: that one is busy meanwhile.
     using remover = this.host.kernel.netlink(NETLINK_NETFILTER);
     const backends = new Map<ServiceFrontend, ReadonlySet<string>>();
@@ -114,7 +104,7 @@ export class ServiceFlows implements AsyncDisposable {
 
   private isWrong(
     flow: Flow,
-    places: ReadonlyMap<string, Place>,
+    places: ReadonlyMap<string, ServicePlace>,
     backends: Map<ServiceFrontend, ReadonlySet<string>>,
   ): boolean {
     const { original: { source, destination, destinationPort: port, protocol }, reply, status } = flow;
@@ -124,7 +114,9 @@ export class ServiceFlows implements AsyncDisposable {
       places.get(frontendKey({ protocol, port, family }));
     if (place === undefined) return false;
     const frontend = this.inForce?.frontends.get(frontendKey(place));
-    const isTranslated = (status & FlowStatus.DestinationNat) !== 0;
+    // IPVS does not set the flag: whom the answers come from tells.
+    const isTranslated = (status & FlowStatus.DestinationNat) !== 0 || reply.source !== destination ||
+      reply.sourcePort !== port;
     if (frontend === undefined) return isTranslated;
     if (!isTranslated) {
       // To that port of any address: what leaves with another source than its own is a stranger's, far away.
@@ -144,7 +136,7 @@ export class ServiceFlows implements AsyncDisposable {
 
 const NO_FRONTENDS: ServiceState["frontends"] = persistentMap();
 
-function filtersOf(places: ReadonlyMap<string, Place>): readonly FlowFilter[] {
+function filtersOf(places: ReadonlyMap<string, ServicePlace>): readonly FlowFilter[] {
   const protocol = PROTOCOLS.UDP;
   if (places.size <= FILTERS_MAX) {
     return [...places.values()].map(({ family, address, port }): FlowFilter => {
@@ -168,23 +160,4 @@ function remove(socket: NetlinkSocket, flows: readonly Flow[]): void {
     // It has ended by itself.
     if (error !== undefined && !isErrno(error, "ENOENT")) throw error;
   }
-}
-
-/** The frontends that a table has. */
-function placesOf(ruleset: Ruleset | undefined): readonly Place[] {
-  const places: Place[] = [];
-  for (const family of [4, 6] as const) {
-    const bytes = family === 4 ? 4 : 16;
-    ruleset?.sets.get(`services${family}`)?.elements.forEach((_, key) => {
-      if (key.length !== bytes + 8) return;
-      const address = key.slice(0, bytes) as Address;
-      places.push({
-        family,
-        protocol: key.charCodeAt(bytes),
-        port: key.charCodeAt(bytes + 4) << 8 | key.charCodeAt(bytes + 5),
-        ...address === anyAddress(family) ? {} : { address },
-      });
-    });
-  }
-  return places;
 }
