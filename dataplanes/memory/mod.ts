@@ -61,6 +61,11 @@ export function openMemory(): MemoryDataplane {
     resync: () => report(0),
     // What it holds is what it was given.
     diff: () => Promise.resolve([]),
+    // It has no rules but what it was given.
+    tracer() {
+      const state = applied;
+      return Promise.resolve((path: Path) => state === undefined ? "allow" : judgePath(state, path).verdict);
+    },
     // deno-lint-ignore require-yield
     async *drift(signal) {
       // Nobody else can reach what it holds.

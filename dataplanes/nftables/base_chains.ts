@@ -42,6 +42,8 @@ export interface RenderOptions {
    * is judged on its way out. Absent: there is none such.
    */
   readonly forwardMark?: number;
+  /** Group to which some packets of established flows are logged, after everything else; absent: none are. */
+  readonly sampleGroup?: number;
   /** Absent: `flat`. `linear`: lists rule by rule, as they are written. */
   readonly shape?: "flat" | "linear";
 }
@@ -57,6 +59,16 @@ export interface CutOptions {
 const AFTER_IPVS = 102;
 /** Before source NAT at 100: −2 … 1 around it, as in FORWARD around 0. */
 const ON_THE_WAY_OUT = 90;
+
+/** What everybody has let through: source NAT is at 100, SELinux at 225, connection tracking's own end at 2³¹ − 1. */
+const AFTER_ALL = 1_000;
+/** One packet of so many, by chance: who sends less has little to gain. */
+const SAMPLE_EVERY = 256;
+/** Each wakes the daemon: with 200 a second new connections were 6 % fewer, with 50 they are 2 %. */
+const SAMPLES_PER_SECOND = 50;
+const SAMPLES_BURST = 20;
+/** IPS_SRC_NAT and IPS_DST_NAT of include/uapi/linux/netfilter/nf_conntrack_common.h. */
+const IPS_NAT = 0x30;
 
 const LINK_LOCAL = parseAddress("fe80::") as Address;
 
@@ -93,6 +105,7 @@ export class BaseChains {
     this.forwarded(hosts);
     this.output(hosts);
     this.masquerade();
+    this.sample();
   }
 
   private base(
@@ -289,6 +302,35 @@ export class BaseChains {
       rules.push([...rule, { op: "masquerade" }]);
     }
     if (rules.length > 0) this.base("postrouting", "postrouting", 100, rules, "nat");
+  }
+
+  /** Now and then a packet of an established TCP flow of a workload, without translation, when nobody has dropped it. */
+  private sample(): void {
+    const { sampleGroup: group } = this.options;
+    if (group === undefined) return;
+    const isFlow: readonly Expression[] = [
+      ...isProtocol(PROTOCOLS.TCP),
+      ...isState("established"),
+      { op: "ct", key: "status", dreg: 0 },
+      { op: "bitwise", sreg: 0, dreg: 0, mask: hostWord(IPS_NAT), xor: hostWord(0) },
+      { op: "cmp", sreg: 0, is: "eq", data: hostWord(0) },
+      iifname(),
+      { op: "cmp", sreg: 0, is: "neq", data: "\0".repeat(16) },
+    ];
+    this.chains.set("sample", {
+      rules: [[
+        { op: "limit", rate: SAMPLES_PER_SECOND, unitSeconds: 1, burst: SAMPLES_BURST },
+        { op: "log", group, prefix: "" },
+      ]],
+    });
+    this.chains.set("sample-flow", {
+      rules: [iifname(), oifname()].map((load) => [...isFlow, load, lookup("workloads"), verdict(goto("sample"))]),
+    });
+    this.base("sampled", "postrouting", AFTER_ALL, [[
+      { op: "random", modulus: SAMPLE_EVERY, offset: 0, dreg: 0 },
+      { op: "cmp", sreg: 0, is: "eq", data: hostWord(0) },
+      verdict(jump("sample-flow")),
+    ]]);
   }
 
   private netSet(family: Family, nets: readonly Cidr[]): string {

@@ -11,6 +11,10 @@ export interface NftablesConfig {
   readonly services: boolean;
   /** One bit of the packet mark: what carries it another dataplane has forwarded past FORWARD (`ipvs`, `forwardMark`). Judged where services are another's. */
   readonly forwardMark: number;
+  /** Packets of established TCP flows go past all rules, ours and others', from link to link. Not where services are another's. */
+  readonly establishedFastPath: boolean;
+  /** NFLOG group of the packets that say which flows are worth it. */
+  readonly fastPathGroup: number;
 }
 
 const DEFAULTS: NftablesConfig = {
@@ -19,6 +23,8 @@ const DEFAULTS: NftablesConfig = {
   form: "flat",
   services: true,
   forwardMark: 0x0040_0000,
+  establishedFastPath: false,
+  fastPathGroup: 87,
 };
 const FORMS = ["flat", "linear"] as const;
 
@@ -36,7 +42,11 @@ export function parseConfig(raw: unknown): NftablesConfig {
     throw new ConfigError("dataplane.config", JSON.stringify(raw), "a mapping");
   }
   const given = raw as Record<string, unknown>;
-  const number = (key: "logGroup" | "markMask" | "forwardMark", low: number, high: number): number => {
+  const number = (
+    key: "logGroup" | "markMask" | "forwardMark" | "fastPathGroup",
+    low: number,
+    high: number,
+  ): number => {
     const value = given[key];
     if (value === undefined) return DEFAULTS[key];
     if (typeof value !== "number" || !Number.isInteger(value) || value < low || value > high) {
@@ -53,19 +63,30 @@ export function parseConfig(raw: unknown): NftablesConfig {
   if (form === undefined) {
     throw new ConfigError("dataplane.config.form", JSON.stringify(given.form), `one of ${FORMS.join(", ")}`);
   }
-  const services = given.services ?? DEFAULTS.services;
-  if (typeof services !== "boolean") {
-    throw new ConfigError("dataplane.config.services", JSON.stringify(services), "true or false");
+  const isOn = (key: "services" | "establishedFastPath"): boolean => {
+    const value = given[key] ?? DEFAULTS[key];
+    if (typeof value === "boolean") return value;
+    throw new ConfigError(`dataplane.config.${key}`, JSON.stringify(value), "true or false");
+  };
+  const services = isOn("services"), establishedFastPath = isOn("establishedFastPath");
+  if (establishedFastPath && !services) {
+    throw new ConfigError("dataplane.config.establishedFastPath", "true beside services: false", "services: true");
+  }
+  const logGroup = number("logGroup", 1, 0xffff), fastPathGroup = number("fastPathGroup", 1, 0xffff);
+  if (establishedFastPath && logGroup === fastPathGroup) {
+    throw new ConfigError("dataplane.config.fastPathGroup", `${fastPathGroup}`, "another group than logGroup");
   }
   const forwardMark = number("forwardMark", 1, 0xffffffff);
   if ((forwardMark & forwardMark - 1) !== 0) {
     throw new ConfigError("dataplane.config.forwardMark", `0x${forwardMark.toString(16)}`, "one bit");
   }
   return {
-    logGroup: number("logGroup", 1, 0xffff),
+    logGroup,
     markMask: number("markMask", 1, 0xffffffff),
     form,
     services,
     forwardMark,
+    establishedFastPath,
+    fastPathGroup,
   };
 }

@@ -27,6 +27,21 @@ export function differences(found: Ruleset, wanted: Ruleset): readonly string[] 
   return lines.sort((a, b) => a.slice(2) < b.slice(2) ? -1 : a.slice(2) > b.slice(2) ? 1 : 0);
 }
 
+/** Told of in one line. */
+const REPAIRS_MAX = 5;
+
+/** What somebody else had done to a table that held `written`, in a line; none where nothing. */
+export function repairsOf(found: Ruleset, written: Ruleset, table: string): readonly string[] {
+  const lines = differences(found, written);
+  if (lines.length === 0) return [];
+  const more = lines.length > REPAIRS_MAX ? `; and ${lines.length - REPAIRS_MAX} more` : "";
+  return [
+    `found ${table} changed by somebody else, and put it right (- taken away, + put back): ${
+      lines.slice(0, REPAIRS_MAX).join("; ")
+    }${more}`,
+  ];
+}
+
 function ofSet(name: string, found: NftSet | undefined, wanted: NftSet | undefined): readonly string[] {
   if (found === undefined || wanted === undefined || !sameForm(found, wanted)) {
     return [...whole("-", found && setHead(name, found)), ...whole("+", wanted && setHead(name, wanted))];

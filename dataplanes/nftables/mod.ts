@@ -1,10 +1,19 @@
 /** The nftables dataplane: policy and masquerading as the table `inet manx`, one transaction a generation. */
 import type { DesiredState, PolicyList } from "../../src/model/desired.ts";
-import type { Aspect, Dataplane, DecisionCount, LoggedPacket, LostPackets, Report } from "../../src/sdk/dataplane.ts";
+import type {
+  Aspect,
+  Dataplane,
+  DecisionCount,
+  LoggedPacket,
+  LostPackets,
+  PacketJudge,
+  Report,
+} from "../../src/sdk/dataplane.ts";
 import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
 import { definePlugin, type Host } from "../../src/sdk/plugin.ts";
-import { explainError } from "../../src/sdk/errors.ts";
+import { explainError, UnavailableError } from "../../src/sdk/errors.ts";
 import { isErrno } from "../../src/kernel/errors.ts";
+import { ServiceFlows } from "../../src/kernel/service_flows.ts";
 import {
   deleteTable,
   GROUP_NFTABLES,
@@ -15,14 +24,17 @@ import {
 import { lowestBit, type NftablesConfig, parseConfig, secondBit, thirdBit } from "./config.ts";
 import { decisionCounts } from "./counters.ts";
 import { diff, TABLE, transactions } from "./diff.ts";
-import { differences } from "./differences.ts";
+import { differences, repairsOf } from "./differences.ts";
+import { FastPath } from "./fast_path.ts";
+import { withoutTable } from "./fast_path_table.ts";
 import { createPrefixResolver } from "./log_prefix.ts";
 import { readPacketLog } from "./packet_log.ts";
-import { probe, probeCut, probeServices } from "./probe.ts";
+import { probe, probeCut, probeFastPath, probeServices } from "./probe.ts";
 import { type Found, readCounts, readGeneration, readTable } from "./read.ts";
 import { type Rendered, Renderer } from "./render.ts";
 import type { Ruleset } from "./ruleset.ts";
-import { ServiceFlows } from "./services_flows.ts";
+import { servicePlaces } from "./services_places.ts";
+import { judgePacket } from "./trace.ts";
 
 /** Somebody who keeps writing to nftables makes a transaction stale (ERESTART) so often at most before it is reported. */
 const STALE_TRIES = 8;
@@ -63,9 +75,16 @@ class NftablesDataplane implements Dataplane {
   /** Somebody wrote to nftables after `generation`; whether to our table, only events or reading can tell. */
   private othersWrote = false;
   private desired: DesiredState | undefined;
+  /** What we last wrote, as against what somebody else may have made of it. */
+  private written: Ruleset | undefined;
   private listener: Listener | undefined;
   private readonly serviceFlows: ServiceFlows | undefined;
   private readonly prefixes = createPrefixResolver(() => this.desired);
+  /** From the first state in force on. */
+  private fast: FastPath | undefined;
+  private readonly fastProblems: readonly string[];
+  /** The short way of an earlier daemon was looked for. */
+  private looked = false;
 
   constructor(
     private readonly config: NftablesConfig,
@@ -80,7 +99,10 @@ class NftablesDataplane implements Dataplane {
     const forwardMark = config.services ? undefined : config.forwardMark;
     this.judgesForwardMark = forwardMark;
     const passedMark = lowestBit(config.markMask);
-    this.renderer = new Renderer({ logGroup, passedMark, cut, services, shape, forwardMark });
+    const lack = config.establishedFastPath ? probeFastPath(socket) : undefined;
+    this.fastProblems = lack === undefined ? [] : [`established flows take no short way: ${lack}`];
+    const sampleGroup = config.establishedFastPath && lack === undefined ? config.fastPathGroup : undefined;
+    this.renderer = new Renderer({ logGroup, passedMark, cut, services, shape, forwardMark, sampleGroup });
     this.serviceFlows = services && new ServiceFlows(host);
     this.cutMark = cut?.mark;
   }
@@ -110,12 +132,20 @@ class NftablesDataplane implements Dataplane {
     const { ruleset, problems } = this.render(desired);
     for (let stale = 0, refused = 0;;) {
       try {
-        const messages = this.write(desired, ruleset);
-        const ofFlows = this.serviceFlows?.problems() ?? [];
-        return { generation: desired.generation, converged: true, messages, problems: [...problems, ...ofFlows] };
+        const { messages, repairs } = this.write(desired, ruleset);
+        this.startFast();
+        const others = [...this.serviceFlows?.problems() ?? [], ...this.fast?.problems() ?? [], ...this.fastProblems];
+        return {
+          generation: desired.generation,
+          converged: true,
+          messages,
+          problems: [...problems, ...others, ...repairs],
+        };
       } catch (error) {
         // The state of the table is not what we thought; the kernel has done nothing. Look, and try again.
         this.there = undefined;
+        // Or half of it: what is otherwise then is our own doing.
+        this.written = undefined;
         if (isErrno(error, "ERESTART") ? ++stale >= STALE_TRIES : ++refused >= REFUSED_TRIES) {
           const problem = explainError(error);
           this.host.log.error("nftables transaction failed", { generation: desired.generation, error: problem });
@@ -125,20 +155,58 @@ class NftablesDataplane implements Dataplane {
     }
   }
 
-  /** One transaction, two for new sets of intervals; none where nothing differs. Returns how many messages they had. @throws {KernelError} */
-  private write(desired: DesiredState, ruleset: Ruleset): number {
+  /** One transaction, two for new sets of intervals; none where nothing differs. Returns how many messages they had, and what of others went with them. @throws {KernelError} */
+  private write(
+    desired: DesiredState,
+    ruleset: Ruleset,
+  ): { readonly messages: number; readonly repairs: readonly string[] } {
     const known = this.there !== undefined && this.generation !== undefined;
     const found = known ? { ...this.there!, generation: readGeneration(this.socket) } : readTable(this.socket);
     if (!known) this.othersWrote = false;
     else if (found.generation !== this.generation) this.othersWrote = true;
     const batches = batchesFor(found, ruleset);
+    const past = this.takeOut(batches.length > 0);
     this.generation = found.generation;
-    for (const messages of batches) {
-      this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, messages, this.generation);
+    for (const [i, messages] of (batches.length === 0 && past.length > 0 ? [[]] : batches).entries()) {
+      const isLast = i >= batches.length - 1;
+      const all = isLast && past.length > 0 ? [...messages, ...past] : messages;
+      this.send(`apply generation ${desired.generation} to table inet ${TABLE.table}`, all, this.generation);
     }
+    if (batches.length > 0) this.fast?.takenOut();
+    this.looked = true;
+    const repairs = known || this.written === undefined || found.ruleset === undefined
+      ? []
+      : repairsOf(found.ruleset, this.written, `table inet ${TABLE.table}`);
     this.there = { ruleset, replace: false };
-    this.serviceFlows?.follow(desired.services, known ? undefined : { found: found.ruleset });
-    return batches.reduce((sum, messages) => sum + messages.length, 0);
+    this.written = ruleset;
+    this.serviceFlows?.follow(desired.services, known ? undefined : servicePlaces(found.ruleset));
+    return { messages: batches.reduce((sum, messages) => sum + messages.length, 0), repairs };
+  }
+
+  /** What takes flows off their short way: all of them where anything changes, and those of an earlier daemon. @throws {KernelError} */
+  private takeOut(changes: boolean): readonly NetlinkMessage[] {
+    if (!this.looked) return FastPath.isThere(this.socket) ? withoutTable() : [];
+    return changes ? this.fast?.takeOut() ?? [] : [];
+  }
+
+  private startFast(): void {
+    const { sampleGroup: group, cut } = this.renderer.options;
+    if (group === undefined || this.fast !== undefined) return;
+    const write = (operation: string, messages: readonly NetlinkMessage[]) => this.writeBeside(operation, messages);
+    this.fast = new FastPath({ host: this.host, group, cutMark: cut?.mark ?? 0, write });
+  }
+
+  /** A transaction about another table than `TABLE`. @throws {KernelError} */
+  private writeBeside(operation: string, messages: readonly NetlinkMessage[]): void {
+    const before = readGeneration(this.socket);
+    this.socket.transaction(operation, SUBSYSTEM_NFTABLES, messages);
+    const after = readGeneration(this.socket);
+    // Nobody else has written, neither since our last transaction nor meanwhile.
+    if (before === this.generation && after === nextGeneration(before)) this.generation = after;
+  }
+
+  recheckFlows(): void {
+    this.fast?.recheck();
   }
 
   private send(operation: string, messages: readonly NetlinkMessage[], generation: number): void {
@@ -193,6 +261,14 @@ class NftablesDataplane implements Dataplane {
     return differences(ruleset, wanted);
   }
 
+  async tracer(): Promise<PacketJudge> {
+    const { ruleset, replace } = readTable(this.socket);
+    if (replace || ruleset === undefined) {
+      throw new UnavailableError(`trace: found no table inet ${TABLE.table} of ours, wanted its rules`);
+    }
+    return (path) => judgePacket(ruleset, path);
+  }
+
   counts(list: PolicyList): Promise<readonly DecisionCount[]> {
     const counters = this.renderer.counters(list);
     return Promise.resolve(
@@ -206,8 +282,12 @@ class NftablesDataplane implements Dataplane {
 
   async sweep(): Promise<Report> {
     this.there = undefined;
+    this.written = undefined;
     this.desired = undefined;
     try {
+      this.fast?.[Symbol.dispose]();
+      this.fast = undefined;
+      if (FastPath.isThere(this.socket)) this.writeBeside("delete the short way", withoutTable());
       this.socket.transaction(`delete table inet ${TABLE.table}`, SUBSYSTEM_NFTABLES, [deleteTable(TABLE)]);
       return { generation: 0, converged: true, messages: 1, problems: [] };
     } catch (error) {
@@ -218,6 +298,7 @@ class NftablesDataplane implements Dataplane {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.listener?.[Symbol.dispose]();
+    this.fast?.end();
     await this.serviceFlows?.[Symbol.asyncDispose]();
     this.socket[Symbol.dispose]();
   }

@@ -159,6 +159,8 @@ export function printExpression(one: Expression): string {
       const timeout = one.seconds === undefined ? "" : ` timeout ${one.seconds}s`;
       return `${one.action} @${one.set} { r${one.keySreg}${timeout} : r${one.dataSreg} }`;
     }
+    case "forward":
+      return `fwd ${one.family === 4 ? "ip" : "ip6"} to r${one.addressSreg} device r${one.deviceSreg}`;
     case "other":
       return `[${one.name} ${one.attributes}]`;
   }

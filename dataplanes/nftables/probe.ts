@@ -14,10 +14,12 @@ import {
 import { PROTOCOLS } from "../../src/model/ports.ts";
 import type { CutOptions } from "./base_chains.ts";
 import { diff } from "./diff.ts";
+import { sampleTable } from "./fast_path_table.ts";
 import { elementsOf, type Expression, interfaceKey, type NftChain, type NftSet, type Ruleset } from "./ruleset.ts";
 import { serviceProbe } from "./services_probe.ts";
 
 const PROBE: TableName = { family: ProtocolFamily.Inet, table: "manx-probe" };
+const PROBE_LINKS: TableName = { family: ProtocolFamily.Netdev, table: "manx-probe" };
 
 /** @throws {UnavailableError} where the kernel lacks what policy needs */
 export function probe(socket: NetlinkSocket): Dataplane["capabilities"] {
@@ -57,13 +59,37 @@ export function probeCut(socket: NetlinkSocket, mark: number): CutOptions | unde
   return { mark, resets: works([[...isTcp, { op: "tcpReset" }]]) };
 }
 
+/** Why established flows can take no short way; undefined where they can. */
+export function probeFastPath(socket: NetlinkSocket): string | undefined {
+  const sampled: Ruleset = {
+    sets: persistentMap(),
+    chains: persistentMap([[
+      "sampled",
+      base("filter", "postrouting", 0, [[
+        { op: "random", modulus: 2, offset: 0, dreg: 0 },
+        { op: "cmp", sreg: 0, is: "eq", data: "\0\0\0\0" },
+        { op: "ct", key: "status", dreg: 0 },
+      ]]),
+    ]]),
+  };
+  const found = refusal(socket, sampled) ?? refused(socket, sampleTable(PROBE_LINKS));
+  return found === undefined
+    ? undefined
+    : `found ${
+      explainError(found)
+    }, wanted a kernel whose nf_tables has the families inet and netdev, numgen, ct and fwd`;
+}
+
 /** Why the kernel would not take the ruleset; undefined where it would. */
 function refusal(socket: NetlinkSocket, ruleset: Ruleset): unknown {
-  const table = diff(undefined, ruleset, PROBE);
+  return refused(socket, diff(undefined, ruleset, PROBE));
+}
+
+function refused(socket: NetlinkSocket, table: readonly NetlinkMessage[]): unknown {
   // Nothing before it can fail with EEXIST, so that this says: all before it was fine. The kernel then takes all back.
-  const refused: NetlinkMessage = newTable(PROBE, { exclusive: true });
+  const last: NetlinkMessage[] = [newTable(PROBE), newTable(PROBE, { exclusive: true })];
   try {
-    socket.transaction("probe nftables", SUBSYSTEM_NFTABLES, [...table, refused]);
+    socket.transaction("probe nftables", SUBSYSTEM_NFTABLES, [...table, ...last]);
   } catch (error) {
     return isErrno(error, "EEXIST") ? undefined : error;
   }

@@ -14,7 +14,7 @@ import { printRuleset } from "./print.ts";
 import { readTable } from "./read.ts";
 import { Renderer } from "./render.ts";
 import { random } from "../../src/model/testdata/random_lists.ts";
-import { endpoint, frontend, services } from "./testdata/services.ts";
+import { endpoint, frontend, services, someServices } from "../../src/model/testdata/services.ts";
 import { state, workload } from "../../src/model/testdata/small_states.ts";
 import { openDataplane } from "./testdata/open.ts";
 import { type Hook, type TracedPacket, traceHook } from "./trace.ts";
@@ -311,36 +311,6 @@ test("without services nothing of them is rendered, and where they are another d
   expect(printRuleset(renderer.render(desired(of)).ruleset)).not.toBe(plain);
   expect(printRuleset(renderer.render(desired(undefined)).ruleset)).toBe(plain);
 });
-
-/** Random frontends over few places, so that they come, go and change. */
-function someServices(r: ReturnType<typeof random>): ServiceState {
-  const lines: string[] = [];
-  for (let at = 0; at < 6; at++) {
-    if (r.chance(0.3)) continue;
-    const v6 = r.chance(0.4);
-    const list = () => {
-      const some = Array.from({ length: 4 }, (_, i) => v6 ? `[fd00::${i + 1}]:80` : `10.0.0.${i + 1}:80`).filter(() =>
-        r.chance(0.5)
-      );
-      return some.length === 0
-        ? r.pick(["reject", "drop"])
-        : some.map((one) => r.chance(0.2) ? `~${one}` : one).join(" ");
-    };
-    const place = r.chance(0.3) ? `node${v6 ? 6 : 4}:${30_000 + at}` : v6 ? `[fd96::${at}]:80` : `10.96.0.${at}:80`;
-    const more = [
-      ...r.chance(0.5) ? [" | scope external"] : [],
-      ...r.chance(0.3) ? [` | outside ${list()}`] : [],
-      ...r.chance(0.3) ? [" | masquerade"] : [],
-      ...r.chance(0.3) ? [` | affinity ${r.pick([60, 10_800])}`] : [],
-      ...r.chance(0.2) ? [` | sources ${v6 ? "fd00::/64 fd00:0:1::/48" : "10.0.0.0/24 192.0.2.1/32"}`] : [],
-    ];
-    lines.push(`${r.pick(["tcp", "udp", "sctp"])} ${place} > ${list()}${more.join("")}`);
-  }
-  return services(lines, {
-    podNets: r.pick([[], ["10.0.0.0/8", "fd00::/16"]]),
-    nodePortAddresses: r.pick([[], ["192.0.2.0/24"]]),
-  });
-}
 
 test("what is rendered does not depend on what was rendered before", () => {
   for (let seed = 1; seed <= 40; seed++) {

@@ -3,10 +3,14 @@
  * does not know: a trace that guesses is worse than none.
  */
 import { type Address, addressFamily } from "../../src/model/address.ts";
+import type { Packet } from "../../src/model/desired.ts";
+import type { Path } from "../../src/model/evaluate.ts";
+import { stateOfFirstPacket } from "../../src/model/first_packet.ts";
 import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
 import { portBytes } from "../../src/model/port_ranges.ts";
 import { printRule } from "./print.ts";
 import {
+  type BaseChain,
   type ElementKey,
   type ElementValue,
   type Expression,
@@ -76,16 +80,33 @@ export class TraceError extends Error {
 /** All base chains of the hook, by priority. @throws {TraceError} */
 export function traceHook(ruleset: Ruleset, hook: Hook, packet: TracedPacket): Trace {
   const walk = new Walk(ruleset, packet);
-  const chains = [...ruleset.chains].filter(([, chain]) => chain.base?.hook === hook)
-    .sort(([, a], [, b]) => a.base!.priority - b.base!.priority);
   let verdict: "accept" | "drop" = "accept";
-  for (const [name, chain] of chains) {
+  for (const { name, policy } of baseChains(ruleset)[hook]) {
     const ended = walk.chain(name, 0);
-    verdict = ended === "fell" ? chain.base!.policy : ended;
+    verdict = ended === "fell" ? policy : ended;
     if (verdict === "drop") break;
   }
   const { steps, mark, tracked, masqueraded, dnat, logged, counted } = walk;
   return { verdict, steps, mark, tracked, masqueraded, logged, counted, ...dnat === undefined ? {} : { dnat } };
+}
+
+interface BaseOfHook extends BaseChain {
+  readonly name: string;
+}
+const bases = new WeakMap<Ruleset, Readonly<Record<Hook, readonly BaseOfHook[]>>>();
+
+/** In the order in which a packet meets them. */
+function baseChains(ruleset: Ruleset): Readonly<Record<Hook, readonly BaseOfHook[]>> {
+  let found = bases.get(ruleset);
+  if (found === undefined) {
+    const at: Record<Hook, BaseOfHook[]> = { prerouting: [], input: [], forward: [], output: [], postrouting: [] };
+    ruleset.chains.forEach(({ base }, name) => {
+      if (base !== undefined && base.hook in at) at[base.hook as Hook].push({ ...base, name });
+    });
+    for (const chains of Object.values(at)) chains.sort((a, b) => a.priority - b.priority);
+    bases.set(ruleset, found = at);
+  }
+  return found;
 }
 
 /** The first packet of a flow on its way through the node. */
@@ -125,6 +146,17 @@ export function tracePath(ruleset: Ruleset, path: TracedPath): readonly (Trace &
     ({ mark, tracked } = trace);
   }
   return traces;
+}
+
+/** By all hooks on its way, one after the other. @throws {TraceError} */
+export function judgePacket(ruleset: Ruleset, { packet, beforeDnat, ...links }: Path): "allow" | "deny" {
+  const first = (packet: Packet) => ({ ...packet, state: stateOfFirstPacket(packet) });
+  const traces = tracePath(ruleset, {
+    packet: first(packet),
+    ...beforeDnat === undefined ? {} : { beforeDnat: first(beforeDnat) },
+    ...links,
+  });
+  return traces.at(-1)!.verdict === "accept" ? "allow" : "deny";
 }
 
 /** A chain by itself; `fell` = its end was reached, or it returned. @throws {TraceError} */
@@ -413,20 +445,32 @@ export function findElement(set: NftSet, key: string): ElementValue | undefined 
   let index = indexes.get(set);
   if (index === undefined) indexes.set(set, index = indexOf(set));
   if ("plain" in index) return index.plain.get(key);
+  if (set.fields.length === 1) {
+    // In order, and none overlapping another.
+    let low = 0, high = index.ranges.length;
+    while (low < high) {
+      const middle = low + high >>> 1;
+      if (index.ranges[middle]!.last < key) low = middle + 1;
+      else high = middle;
+    }
+    const range = index.ranges[low];
+    return range !== undefined && range.first <= key ? range.value : undefined;
+  }
   return index.ranges.find(({ first, last }) => within(set, key, first, last))?.value;
 }
 
 function indexOf(set: NftSet): Index {
-  const plain = new Map<ElementKey, ElementValue>();
-  set.elements.forEach((value, key) => plain.set(key, value));
-  if (!set.interval) return { plain };
-  return {
-    ranges: [...plain].map(([key, value]) => ({
-      first: key.slice(0, key.length / 2),
-      last: key.slice(key.length / 2),
-      value,
-    })),
-  };
+  if (!set.interval) {
+    const plain = new Map<ElementKey, ElementValue>();
+    set.elements.forEach((value, key) => plain.set(key, value));
+    return { plain };
+  }
+  const ranges: { first: string; last: string; value: ElementValue }[] = [];
+  set.elements.forEach((value, key) => {
+    const half = key.length / 2;
+    ranges.push({ first: key.slice(0, half), last: key.slice(half), value });
+  });
+  return { ranges: ranges.sort((a, b) => a.first < b.first ? -1 : a.first > b.first ? 1 : 0) };
 }
 
 /** Field by field, as concatenated ranges are. */

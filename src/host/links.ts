@@ -29,8 +29,11 @@ const NETLINK_ROUTE = 0;
 const SCOPE_UNIVERSE = 0;
 const RESTART_PAUSE_MS = 200;
 const GATHER_MS = 20;
-/** Links of pods: they come and go with endpoints, which say all there is to say of them. */
-const POD_LINK = /^mx[0-9a-f]{11}$/;
+/**
+ * Links of pods: they come and go with endpoints, which say all there is to say of them. And those with the addresses of services: every node
+ * has these, thousands of them.
+ */
+const OUR_LINK = /^(mx[0-9a-f]{11}|manx-ipvs[0-9]+)$/;
 
 interface NodeLink {
   readonly name: string;
@@ -74,7 +77,7 @@ export function createLinks(kernel: KernelDoor, log: Log, clock: Clock): Links {
       links.delete(index);
       return before === undefined ? [] : [changeOf(before.name, undefined)];
     }
-    if (before?.name === name || POD_LINK.test(name) || (flags & LinkFlag.Loopback) !== 0) return [];
+    if (before?.name === name || OUR_LINK.test(name) || (flags & LinkFlag.Loopback) !== 0) return [];
     const link = { name, addresses: before?.addresses ?? new Set<Address>() };
     links.set(index, link);
     return [...before === undefined ? [] : [changeOf(before.name, undefined)], changeOf(name, link.addresses)];

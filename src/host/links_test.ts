@@ -42,11 +42,13 @@ test("a namespace that never had a route has no addresses, and is no error", () 
   expect([text(node.links.snapshot()), node.links.nodeAddresses()]).toEqual(["", []]);
 });
 
-test("links are listed with their addresses; loopback and pod links are not", () => {
+test("links are listed with their addresses; loopback, pod links and those with the addresses of services are not", () => {
   using node = newNode();
   node.ip("link", "add", "eth0", "type", "veth", "peer", "name", "mx0123456789a");
   node.ip("address", "add", "192.0.2.1/24", "dev", "eth0");
   node.ip("address", "add", "198.51.100.1/32", "dev", "mx0123456789a");
+  node.ip("link", "add", "manx-ipvs12", "type", "bridge");
+  node.ip("address", "add", "10.96.0.1/32", "dev", "manx-ipvs12");
   node.ip("link", "set", "lo", "up");
   expect(text(node.links.snapshot())).toBe("interface/eth0 192.0.2.1");
 });

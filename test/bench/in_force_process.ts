@@ -1,6 +1,6 @@
 /**
  * A daemon's way from a stored policy to the kernel's acknowledgement, in a process of its own: the embedded datastore, the
- * dialects, the calculation and the nftables dataplane as the daemon puts them together, the rules in a namespace of their own.
+ * dialects, the calculation, the nftables dataplane and the cutting of flows as the daemon puts them together, the rules in a namespace of their own.
  * Writes what it measured as a line of JSON.
  */
 import { mkdtempSync, rmSync } from "node:fs";
@@ -11,6 +11,7 @@ import sqlite from "../../plugins/datastore/sqlite/mod.ts";
 import none from "../../plugins/routing/none/mod.ts";
 import { createCalc, DEFAULT_FAILSAFE } from "../../src/calc/mod.ts";
 import { systemClock } from "../../src/host/clock.ts";
+import { FlowCuts } from "../../src/host/cuts/flow_cuts.ts";
 import { endpointResource, planAttachment } from "../../src/host/endpoint.ts";
 import { Reconciler } from "../../src/host/reconcile.ts";
 import { testRegistry } from "../../src/host/test_registry.ts";
@@ -102,7 +103,8 @@ stack.defer(() => rmSync(directory, { recursive: true, force: true }));
 const { signal } = new AbortController();
 const namespace = stack.use(createNamespace("in-force"));
 const datastore = stack.use(await sqlite.open(sqlite.parseConfig(undefined), benchHost("bench", directory), signal));
-const host = benchHost("bench", directory, datastore, namespacedKernel(namespace));
+const kernel = namespacedKernel(namespace);
+const host = benchHost("bench", directory, datastore, kernel);
 await fill();
 
 /** In parts that nobody keeps: the heap that is measured in is the daemon's. */
@@ -134,6 +136,15 @@ const timed: Dataplane = {
   [Symbol.asyncDispose]: async () => {},
 };
 const registry = await testRegistry();
+// As in the daemon: after each change they look for established flows that it denies, on the same thread.
+const flowCuts = new FlowCuts({
+  kernel,
+  clock: systemClock,
+  log: host.log,
+  mark: dataplane.cutMark!,
+  isOn: true,
+  recheck: () => dataplane.recheckFlows?.(),
+});
 const reconciler = new Reconciler({
   datastore,
   translator: createTranslator(registry),
@@ -142,9 +153,10 @@ const reconciler = new Reconciler({
   routing: { name: "none", instance: stack.use(await none.open(none.parseConfig(undefined), host, signal)) },
   log: host.log,
   clock: systemClock,
+  inForce: (state) => flowCuts.inForce(state),
 });
 const stop = new AbortController();
-const running = reconciler.run(stop.signal);
+const running = Promise.all([reconciler.run(stop.signal), flowCuts.run(stop.signal)]);
 let eventAtMs = 0;
 const startedMs = performance.now();
 const following = (async () => {

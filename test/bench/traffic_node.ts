@@ -28,11 +28,11 @@ export interface TrafficNode extends AsyncDisposable {
   apply(desired: DesiredState): Promise<Report>;
 }
 
-/** @param form of the rules; undefined: no firewall at all. `via`: whom the client asks for the pods; absent: themselves */
+/** @param form of the rules, or established flows past them; undefined: no firewall at all. `via`: whom the client asks for the pods; absent: themselves */
 export async function trafficNode(
   title: string,
   pods: number,
-  form?: "flat" | "linear",
+  form?: "flat" | "linear" | "fast path",
   via?: Target["via"],
 ): Promise<TrafficNode> {
   await using stack = new AsyncDisposableStack();
@@ -48,9 +48,13 @@ export async function trafficNode(
   places.forEach((place, i) => link(node, place, podInterface(i), podAddress(i)));
 
   const host = benchHost(title, "/nonexistent", undefined, namespacedKernel(node));
-  const dataplane = form === undefined
-    ? undefined
-    : stack.use(await nftables.open(nftables.parseConfig({ form }), host, new AbortController().signal));
+  const dataplane = form === undefined ? undefined : stack.use(
+    await nftables.open(
+      nftables.parseConfig(form === "fast path" ? { establishedFastPath: true } : { form }),
+      host,
+      new AbortController().signal,
+    ),
+  );
   const child = Bun.spawn({
     cmd: [
       "nsenter",

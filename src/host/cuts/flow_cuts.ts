@@ -73,6 +73,8 @@ export interface FlowCutsParts {
   readonly mark: number;
   /** Off: nothing is cut, and what an earlier daemon has cut is let go on. */
   readonly isOn: boolean;
+  /** `Dataplane.recheckFlows`. */
+  readonly recheck?: () => void;
 }
 
 export class FlowCuts {
@@ -197,7 +199,7 @@ export class FlowCuts {
       for await (const part of table.of({ everything: false, addresses: wanted, nets: [] })) {
         const found = part.filter((message) => endsAt(message, wanted)).map(parseFlow);
         const deeds = found.map((flow) => flowDeed("remove", flow));
-        this.#count(deeds, table.carryOut(deeds));
+        this.#carryOutAll(table, deeds);
       }
     } catch (error) {
       log.error("flows of an address's earlier owner cannot be removed, so they are judged", {
@@ -327,9 +329,16 @@ export class FlowCuts {
         judged === undefined || judged.by === judge.state ||
         (pass.isOn && judge.denies(judged.tuples)) === (kind === "cut")
       );
-      this.#count(deeds, pass.table.carryOut(deeds));
+      this.#carryOutAll(pass.table, deeds);
       if (this.#pending.length > 0) await clock.sleep(1_000 * DEEDS_AT_ONCE / DEEDS_PER_SECOND, signal);
     }
+  }
+
+  /** No packet of a flow that is cut or removed goes past where that is noticed. @throws {Error} */
+  #carryOutAll(table: FlowTable, deeds: readonly FlowDeed[]): void {
+    const done = table.carryOut(deeds);
+    if (done.includes(true)) this.#parts.recheck?.();
+    this.#count(deeds, done);
   }
 
   #count(deeds: readonly FlowDeed[], done: readonly boolean[]): void {

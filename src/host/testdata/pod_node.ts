@@ -26,7 +26,8 @@ export interface PodNode extends AsyncDisposable {
   readonly places: Readonly<Record<Place, NetworkNamespace>>;
 }
 
-export async function openPodNode(): Promise<PodNode> {
+/** `config`: of the dataplane. */
+export async function openPodNode(config?: unknown): Promise<PodNode> {
   const open = new AsyncDisposableStack();
   try {
     const namespace = open.use(createNamespace("node"));
@@ -60,7 +61,7 @@ export async function openPodNode(): Promise<PodNode> {
         ip -6 route add ${NODE.v6} dev eth0; ip -6 route add default via ${NODE.v6} dev eth0`,
       );
     }
-    const dataplane = open.use(await openDataplane(namespace));
+    const dataplane = open.use(await openDataplane(namespace, config));
     return {
       namespace,
       kernel: namespacedKernel(namespace),
