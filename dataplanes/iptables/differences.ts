@@ -4,15 +4,8 @@ import { listSets, parseSetPart, type SetPart } from "../../src/kernel/netlink/s
 import type { NetlinkSocket } from "../../src/sdk/kernel_door.ts";
 import { printRule } from "./print.ts";
 import { type IpSet, OURS, type Table } from "./ruleset.ts";
-import {
-  type Chain,
-  hasOurs,
-  isRule,
-  type ParsedTable,
-  type PlanOptions,
-  planTable,
-  type WantedTable,
-} from "./table.ts";
+import type { ShownTable } from "./backend.ts";
+import { isRule, type PlanOptions, type WantedTable } from "./table.ts";
 
 /** Of one chain or set; how many there are beyond is said. */
 const LINES_MAX = 50;
@@ -22,12 +15,14 @@ const COMPARISONS_MAX = 1_000_000;
 /**
  * @param found what there is; undefined where the kernel has no such table yet
  * @param wanted `table`, encoded; undefined where nothing of ours is to be there
+ * @param isAsWanted whether nothing would be written
  */
 export function tableDifferences(
-  found: ParsedTable | undefined,
+  found: ShownTable | undefined,
   table: Table | undefined,
   wanted: WantedTable,
   options: PlanOptions,
+  isAsWanted: () => boolean,
 ): readonly string[] {
   const chains = new Map((found?.chains ?? []).map((chain) => [chain.name, chain]));
   const family = found?.family ?? table?.family ?? 4;
@@ -52,14 +47,13 @@ export function tableDifferences(
   }
   if (found === undefined || lines.length > 0) return lines;
   // Our jumps stand elsewhere, more than once, or lead from other people's chains.
-  const isAsWanted = wanted.chains.size === 0 ? !hasOurs(found) : planTable(found, wanted, options) === undefined;
-  return isAsWanted ? [] : [`- ${title} jumps to chains of ours elsewhere than wanted`];
+  return isAsWanted() ? [] : [`- ${title} jumps to chains of ours elsewhere than wanted`];
 }
 
 function chainDifferences(
   title: string,
   family: Family,
-  chain: Chain,
+  chain: ShownTable["chains"][number],
   wanted: NonNullable<ReturnType<WantedTable["chains"]["get"]>>,
   printed: (index: number) => string,
   { indexOf }: PlanOptions,

@@ -5,7 +5,7 @@
  */
 import { type Cidr, cidrPrefix, type Family } from "../../src/model/address.ts";
 import { PROTOCOLS } from "../../src/model/ports.ts";
-import { type FlowState, type Match, MULTIPORT_MAX, type Rule, type Target } from "./ruleset.ts";
+import { type FlowState, type Match, MULTIPORT_MAX, RETURN, type Rule, type Target } from "./ruleset.ts";
 
 /** What of an entry is where, in bytes. */
 export interface EntryLayout {
@@ -78,13 +78,26 @@ export const VERDICT = { accept: -2, drop: -1, return: -5 } as const;
  */
 export const OWN_MARK = 0x6d616e78;
 
-/** An encoded rule; what is not known yet is filled in when the table is put together. */
-export interface EncodedRule {
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  /** Chain whose place goes to the standard target's verdict. */
-  readonly chain?: string;
-  /** Set whose index goes to each offset. */
-  readonly sets: readonly { readonly offset: number; readonly set: string }[];
+/** An encoded rule; what is not known yet is filled in when the table is put together. Rules encoded one after another mostly lie so. */
+export class EncodedRule {
+  private own: Uint8Array<ArrayBuffer> | undefined;
+
+  constructor(
+    /** Holds many rules. */
+    readonly block: Uint8Array<ArrayBuffer>,
+    readonly start: number,
+    readonly sizeBytes: number,
+    /** Chain whose place goes to the standard target's verdict. */
+    readonly chain: string | undefined,
+    /** Set whose index goes to each offset. */
+    readonly sets: readonly { readonly offset: number; readonly set: string }[],
+    /** What its counter counts. */
+    readonly causes: Rule["causes"],
+  ) {}
+
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.own ??= this.block.subarray(this.start, this.start + this.sizeBytes);
+  }
 }
 
 const align = (size: number): number => size + 7 & ~7;
@@ -97,7 +110,7 @@ let used = 0;
 
 const NO_SETS: EncodedRule["sets"] = [];
 
-export function encodeRule({ matches, target }: Rule, family: Family): EncodedRule {
+export function encodeRule({ matches, target, causes }: Rule, family: Family): EncodedRule {
   const layout = LAYOUTS[family];
   let targetOffset = layout.headerBytes;
   for (const match of matches) {
@@ -121,7 +134,7 @@ export function encodeRule({ matches, target }: Rule, family: Family): EncodedRu
       continue;
     }
     putExtension(at, dataBytes, matchName(match, family), matchRevision(match));
-    writeMatch(at + EXTENSION_HEADER_BYTES, match);
+    writeMatch(at + EXTENSION_HEADER_BYTES, match, family);
     if (match.match === "set") (sets ??= []).push({ offset: at + EXTENSION_HEADER_BYTES - start, set: match.set });
     at += EXTENSION_HEADER_BYTES + align(dataBytes);
   }
@@ -136,10 +149,8 @@ export function encodeRule({ matches, target }: Rule, family: Family): EncodedRu
   view.setUint32(start + layout.nfcache, OWN_MARK, true);
   view.setUint16(start + layout.targetOffset, targetOffset, true);
   view.setUint16(start + layout.nextOffset, size, true);
-  const bytes = block.subarray(start, start + size);
-  return target.target === "jump" || target.target === "goto"
-    ? { bytes, sets: sets ?? NO_SETS, chain: target.chain }
-    : { bytes, sets: sets ?? NO_SETS };
+  const chain = target.target === "jump" || target.target === "goto" ? target.chain : undefined;
+  return new EncodedRule(block, start, size, chain, sets ?? NO_SETS, causes);
 }
 
 function putExtension(at: number, dataBytes: number, name: string, revision: number): void {
@@ -201,6 +212,13 @@ const STATE_BITS: Readonly<Record<FlowState, number>> = {
 /** XT_CONNTRACK_STATE. */
 const CONNTRACK_STATE = 1;
 const IPSET_INVERT = 1;
+/** XT_CONNTRACK_STATE_DNAT of xt_conntrack.h. */
+const STATE_DNAT = 1 << 7;
+/** RTN_LOCAL of rtnetlink.h, as a bit; XT_ADDRTYPE_INVERT_SOURCE and _DEST of xt_addrtype.h. */
+const TYPE_LOCAL = 1 << 2;
+const INVERT_TYPE = { source: 1, destination: 2 } as const;
+/** XT_RECENT_SET, _UPDATE and _REAP of xt_recent.h, and where its fields are. */
+const Recent = { Set: 1 << 1, Update: 1 << 2, Reap: 1 << 5, name: 10, mask: 212 } as const;
 /** XT_LIMIT_SCALE. */
 const LIMIT_SCALE = 10_000;
 
@@ -215,7 +233,15 @@ function matchBytes(match: Match): number {
     case "icmp":
       return 4;
     case "state":
+    case "translated":
       return 164;
+    case "local":
+      return 8;
+    case "chance":
+      return 24;
+    case "remember":
+    case "remembered":
+      return 228;
     case "mark":
     case "flowMark":
       return 12;
@@ -235,7 +261,15 @@ function matchName(match: Match, family: Family): string {
     case "icmp":
       return family === 4 ? "icmp" : "icmp6";
     case "state":
+    case "translated":
       return "conntrack";
+    case "local":
+      return "addrtype";
+    case "chance":
+      return "statistic";
+    case "remember":
+    case "remembered":
+      return "recent";
     case "flowMark":
       return "connmark";
     default:
@@ -245,9 +279,18 @@ function matchName(match: Match, family: Family): string {
 
 const matchRevision = (match: Match): number =>
   match.match === "ports" ? (isSingle(match) ? 0 : 1) : MATCH_REVISIONS[match.match] ?? 0;
-const MATCH_REVISIONS: Readonly<Partial<Record<Match["match"], number>>> = { set: 4, state: 3, mark: 1, flowMark: 1 };
+const MATCH_REVISIONS: Readonly<Partial<Record<Match["match"], number>>> = {
+  set: 4,
+  state: 3,
+  translated: 3,
+  mark: 1,
+  flowMark: 1,
+  local: 1,
+  remember: 1,
+  remembered: 1,
+};
 
-function writeMatch(at: number, match: Match): void {
+function writeMatch(at: number, match: Match, family: Family): void {
   switch (match.match) {
     case "set": {
       // struct xt_set_info_match_v4, xt_set.h: index, dimensions, flags; counters that are not asked for.
@@ -283,7 +326,33 @@ function writeMatch(at: number, match: Match): void {
       view.setUint32(at, LIMIT_SCALE / match.perSecond, true);
       view.setUint32(at + 4, match.burst, true);
       return;
+    case "translated":
+      view.setUint16(at + 146, CONNTRACK_STATE, true);
+      view.setUint16(at + 150, STATE_DNAT, true);
+      return;
+    case "local":
+      // struct xt_addrtype_info_v1: types of the source, of the destination, flags.
+      view.setUint16(match.end === "source" ? at : at + 2, TYPE_LOCAL, true);
+      view.setUint32(at + 4, match.not ? INVERT_TYPE[match.end] : 0, true);
+      return;
+    case "chance":
+      // struct xt_statistic_info of mode 0, random; the tool leaves the number in nth.count as well, which nobody looks at.
+      view.setUint32(at + 4, match.of31Bits, true);
+      view.setUint32(at + 12, match.of31Bits, true);
+      return;
+    case "remember":
+      return writeRecent(at, family, match.list, 0, Recent.Set);
+    case "remembered":
+      return writeRecent(at, family, match.list, match.seconds, Recent.Update | Recent.Reap);
   }
+}
+
+/** struct xt_recent_mtinfo_v1: seconds, hits, what to do, invert, name, side (0: the source), mask. */
+function writeRecent(at: number, family: Family, list: string, seconds: number, action: number): void {
+  view.setUint32(at, seconds, true);
+  block[at + 8] = action;
+  putText(block, at + Recent.name, list);
+  block.fill(0xff, at + Recent.mask, at + Recent.mask + LAYOUTS[family].addressBytes);
 }
 
 /** struct xt_tcp, xt_udp: source ports from and to, destination ports from and to, host byte order. */
@@ -314,6 +383,10 @@ function writeMultiport(at: number, { end, ranges }: Extract<Match, { match: "po
 
 /** IPT_TCP_RESET, IP6T_TCP_RESET. */
 const TCP_RESET: Readonly<Record<Family, number>> = { 4: 7, 6: 6 };
+/** IPT_ICMP_PORT_UNREACHABLE, IP6T_ICMP6_PORT_UNREACH. */
+const PORT_UNREACHABLE: Readonly<Record<Family, number>> = { 4: 3, 6: 4 };
+/** NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED of nf_nat.h. */
+const MAP_ADDRESS_AND_PORT = 3;
 /** XT_CT_NOTRACK. */
 const CT_NOTRACK = 1;
 
@@ -324,8 +397,10 @@ const TARGET_NAMES: Readonly<Partial<Record<Target["target"], string>>> = {
   noTrack: "CT",
   masquerade: "MASQUERADE",
   tcpReset: "REJECT",
+  portUnreachable: "REJECT",
+  dnat: "DNAT",
 };
-const TARGET_REVISIONS: Readonly<Partial<Record<Target["target"], number>>> = { mark: 2, noTrack: 2 };
+const TARGET_REVISIONS: Readonly<Partial<Record<Target["target"], number>>> = { mark: 2, noTrack: 2, dnat: 2 };
 
 function targetBytes({ target }: Target, family: Family): number {
   switch (target) {
@@ -337,6 +412,8 @@ function targetBytes({ target }: Target, family: Family): number {
       return 72;
     case "masquerade":
       return family === 4 ? 20 : 40;
+    case "dnat":
+      return 44;
     default:
       return 4;
   }
@@ -365,11 +442,23 @@ function writeTarget(at: number, target: Target, family: Family): void {
       return;
     case "tcpReset":
       return view.setUint32(at, TCP_RESET[family], true);
+    case "portUnreachable":
+      return view.setUint32(at, PORT_UNREACHABLE[family], true);
+    case "dnat": {
+      // struct nf_nat_range2: flags, addresses and ports from and to, base port.
+      const { address, port } = target;
+      view.setUint32(at, MAP_ADDRESS_AND_PORT, true);
+      putText(block, at + 4, address);
+      putText(block, at + 20, address);
+      view.setUint16(at + 36, port);
+      view.setUint16(at + 38, port);
+      return;
+    }
   }
 }
 
-/** The head of a chain: an error target that carries its name. Never reached by packets. */
-export function encodeChainHead(name: string, family: Family): Uint8Array<ArrayBuffer> {
+/** The head of a chain: an error target that carries its name, which is not there yet. Never reached by packets. */
+export function encodeChainHead(family: Family): Uint8Array<ArrayBuffer> {
   const layout = LAYOUTS[family];
   const bytes = new Uint8Array(new ArrayBuffer(layout.headerBytes + ERROR_TARGET_BYTES));
   const view = new DataView(bytes.buffer);
@@ -377,13 +466,16 @@ export function encodeChainHead(name: string, family: Family): Uint8Array<ArrayB
   view.setUint16(layout.nextOffset, bytes.length, true);
   view.setUint16(layout.headerBytes, ERROR_TARGET_BYTES, true);
   putText(bytes, layout.headerBytes + 2, "ERROR");
-  putText(bytes, layout.headerBytes + EXTENSION_HEADER_BYTES, name);
   return bytes;
 }
 
-/** What every chain ends with. */
+/** @param at where the head begins */
+export const nameChainHead = (bytes: Uint8Array, at: number, name: string, family: Family): void =>
+  putText(bytes, at + LAYOUTS[family].headerBytes + EXTENSION_HEADER_BYTES, name);
+
+/** What every chain ends with: a return, which is nobody's. */
 export function encodeChainEnd(family: Family): Uint8Array<ArrayBuffer> {
-  const { bytes } = encodeRule({ matches: [], target: { target: "return" } }, family);
-  new DataView(bytes.buffer, bytes.byteOffset).setUint32(LAYOUTS[family].nfcache, 0, true);
+  const bytes = encodeRule({ matches: [], target: RETURN }, family).bytes.slice();
+  new DataView(bytes.buffer).setUint32(LAYOUTS[family].nfcache, 0, true);
   return bytes;
 }

@@ -73,8 +73,21 @@ function printMatch(match: Match, family: Family): string {
       return `-m ${match.match === "mark" ? "mark" : "connmark"} ${not(!match.not)}--mark 0x0/${hex(match.mask)}`;
     case "limit":
       return `-m limit --limit ${match.perSecond}/sec --limit-burst ${match.burst}`;
+    case "local":
+      return `-m addrtype ${not(match.not)}--${match.end === "source" ? "src" : "dst"}-type LOCAL`;
+    case "translated":
+      return "-m conntrack --ctstate DNAT";
+    case "chance":
+      return `-m statistic --mode random --probability ${(match.of31Bits / 2 ** 31).toFixed(11)}`;
+    case "remember":
+      return `-m recent --set ${printList(match.list, family)}`;
+    case "remembered":
+      return `-m recent --update --seconds ${match.seconds} --reap ${printList(match.list, family)}`;
   }
 }
+
+const printList = (list: string, family: Family): string =>
+  `--name ${list} --mask ${family === 4 ? "255.255.255.255" : "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} --rsource`;
 
 /** A range that begins or ends at the edge of all ports is shown without that number's help only where it is both. */
 const printSingle = ({ first, last }: { first: number; last: number }): string =>
@@ -101,7 +114,13 @@ function printTarget(target: Target, family: Family): string {
     case "masquerade":
       return "-j MASQUERADE";
     case "tcpReset":
-      return `-j REJECT --reject-with tcp-reset${family === 4 ? "" : ""}`;
+      return "-j REJECT --reject-with tcp-reset";
+    case "portUnreachable":
+      return `-j REJECT --reject-with icmp${family === 4 ? "" : "6"}-port-unreachable`;
+    case "dnat": {
+      const address = formatAddress(target.address);
+      return `-j DNAT --to-destination ${family === 4 ? address : `[${address}]`}:${target.port}`;
+    }
   }
 }
 

@@ -3,8 +3,13 @@ import { readlinkSync } from "node:fs";
 import type { Family } from "../../src/model/address.ts";
 import { createSet, destroySet, type SetKind } from "../../src/kernel/netlink/schema/ipset.ts";
 import { explainError, UnavailableError } from "../../src/sdk/errors.ts";
-import type { NetlinkSocket, XtablesSocket } from "../../src/sdk/kernel_door.ts";
+import type { NetlinkSocket } from "../../src/sdk/kernel_door.ts";
 import { OURS } from "./ruleset.ts";
+
+/** Which extensions of x_tables a kernel has: an `XtablesSocket`, say. */
+export interface Extensions {
+  supports(kind: "match" | "target", name: string, revision: number): boolean;
+}
 
 type Wanted = readonly (readonly ["match" | "target", string, number])[];
 
@@ -22,34 +27,43 @@ const POLICY: Wanted = [
 ];
 const CUT: Wanted = [["match", "connmark", 1], ["target", "REJECT", 0]];
 const NAT: Wanted = [["target", "MASQUERADE", 0]];
+const SERVICES: Wanted = [
+  ["match", "addrtype", 1],
+  ["match", "statistic", 0],
+  ["match", "recent", 1],
+  ["target", "DNAT", 2],
+  ["target", "REJECT", 0],
+];
 const ICMP: Readonly<Record<Family, string>> = { 4: "icmp", 6: "icmp6" };
 
-const missing = (socket: XtablesSocket, wanted: Wanted): readonly string[] =>
-  wanted.filter(([kind, name, revision]) => !socket.supports(kind, name, revision))
+const missing = (extensions: Extensions, wanted: Wanted): readonly string[] =>
+  wanted.filter(([kind, name, revision]) => !extensions.supports(kind, name, revision))
     .map(([kind, name, revision]) => `${kind} ${name} (revision ${revision})`);
 
 export interface Abilities {
   readonly families: ReadonlySet<Family>;
   readonly nat: boolean;
   readonly cut: boolean;
+  readonly services: boolean;
 }
 
 /** @throws {UnavailableError} where the kernel lacks what policy needs */
-export function probe(sockets: ReadonlyMap<Family, XtablesSocket>, netlink: NetlinkSocket): Abilities {
+export function probe(byFamily: ReadonlyMap<Family, Extensions>, netlink: NetlinkSocket): Abilities {
   const families = new Set<Family>();
-  let nat = true, cut = true;
-  for (const [family, socket] of sockets) {
-    const lacks = missing(socket, [...POLICY, ["match", ICMP[family], 0]]);
+  let nat = true, cut = true, services = true;
+  for (const [family, extensions] of byFamily) {
+    const lacks = missing(extensions, [...POLICY, ["match", ICMP[family], 0]]);
     const tool = `ip${family === 6 ? "6" : ""}tables`;
     if (lacks.length > 0) {
       throw new UnavailableError(`probe ${tool}: found a kernel without ${lacks.join(", ")}, wanted one that has them`);
     }
-    nat &&= missing(socket, NAT).length === 0;
-    cut &&= missing(socket, CUT).length === 0;
+    nat &&= missing(extensions, NAT).length === 0;
+    cut &&= missing(extensions, CUT).length === 0;
+    services &&= missing(extensions, [...NAT, ...SERVICES]).length === 0;
     for (const kind of ["net", "port", "interface"] as const) probeSet(netlink, family, kind);
     families.add(family);
   }
-  return { families, nat, cut };
+  return { families, nat, cut, services };
 }
 
 function probeSet(netlink: NetlinkSocket, family: Family, kind: SetKind): void {

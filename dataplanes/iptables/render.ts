@@ -12,17 +12,11 @@ import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
 import { maximalNets } from "../../src/model/prefixes.ts";
 import type { Direction } from "../../src/model/rule.ts";
 import { interfaceMember } from "../../src/kernel/netlink/schema/ipset.ts";
-import {
-  chainName,
-  type Compiled,
-  compileList,
-  type Endings,
-  FILTER_ENDINGS,
-  netSetName,
-  portMatches,
-  type SetUse,
-} from "./compile.ts";
+import { chainName, type Compiled, compileList, type Endings, FILTER_ENDINGS } from "./compile.ts";
 import { dispatch, type DispatchOptions, INTERFACE_NAME_MAX, type LeafRules, POD_PREFIX } from "./dispatch.ts";
+import { portMatches } from "./rule_matches.ts";
+import { inNets, postroutingRules, refusalRules, type ServiceMarks } from "./services_chains.ts";
+import { ServiceTables } from "./services_tables.ts";
 import {
   DROP,
   type End,
@@ -40,6 +34,7 @@ import {
   type Target,
 } from "./ruleset.ts";
 import { ListedContent, MemberContent, ofFamily } from "./set_content.ts";
+import type { SetUse } from "./set_names.ts";
 
 export interface RenderOptions {
   /** NFLOG group of `log` rules. */
@@ -53,6 +48,8 @@ export interface RenderOptions {
   readonly shape?: "flat" | "linear";
   /** Whether packets can be masqueraded. */
   readonly nat: boolean;
+  /** Absent: services are somebody else's. */
+  readonly services?: ServiceMarks | undefined;
 }
 
 export interface Rendered {
@@ -61,11 +58,16 @@ export interface Rendered {
   readonly problems: readonly string[];
 }
 
-type Parts = Pick<DesiredState, "workloads" | "hostEndpoints" | "failsafe" | "masquerade">;
+type Parts = Pick<DesiredState, "workloads" | "hostEndpoints" | "failsafe" | "masquerade"> & {
+  readonly hasServices: boolean;
+};
 
 export class Renderer {
   private parts: Parts | undefined;
   private tables: readonly Table[] = [];
+  /** Without services. */
+  private bases: readonly Table[] = [];
+  private readonly services: ServiceTables;
   private uses: ReadonlyMap<string, SetUse> = new Map();
   private problems: readonly string[] = [];
   private sources = new Map<string, ListedContent>();
@@ -73,19 +75,32 @@ export class Renderer {
   private seenSets: DesiredState["sets"] | undefined;
   private ruleset: Ruleset | undefined;
   private lists = new WeakMap<PolicyList, Map<string, Compiled>>();
+  /** By a list's id: the heads of what it was compiled to. */
+  private heads: ReadonlyMap<string, ReadonlySet<string>> = new Map();
 
-  constructor(readonly options: RenderOptions) {}
+  constructor(readonly options: RenderOptions) {
+    this.services = new ServiceTables(options.families, options.services, sourceSet);
+  }
 
   render(desired: DesiredState): Rendered {
     const { workloads, hostEndpoints, failsafe, masquerade } = desired;
     const was = this.parts;
+    const hasServices = this.options.services !== undefined && desired.services !== undefined;
     const same = was !== undefined && was.workloads === workloads && was.hostEndpoints === hostEndpoints &&
-      was.failsafe === failsafe && was.masquerade === masquerade;
+      was.failsafe === failsafe && was.masquerade === masquerade && was.hasServices === hasServices;
     if (!same) {
-      this.renderTables(desired);
-      this.parts = { workloads, hostEndpoints, failsafe, masquerade };
+      const parts = { workloads, hostEndpoints, failsafe, masquerade, hasServices };
+      this.renderTables(parts);
+      this.parts = parts;
     }
-    if (!same || this.seenSets !== desired.sets) {
+    const served = this.services.follow(desired.services);
+    if (!same || served) {
+      const tables = this.bases.map((base) => this.services.addTo(base));
+      if (tables.length !== this.tables.length || tables.some((table, i) => table !== this.tables[i])) {
+        this.tables = tables;
+      }
+    }
+    if (!same || served || this.seenSets !== desired.sets) {
       this.renderSets(desired.sets);
       this.seenSets = desired.sets;
     }
@@ -93,6 +108,11 @@ export class Renderer {
       this.ruleset = { tables: this.tables, sets: this.sets };
     }
     return { ruleset: this.ruleset, problems: this.problems };
+  }
+
+  /** The chains that a list begins with, wherever it applies. */
+  headsOf({ id }: PolicyList): ReadonlySet<string> {
+    return this.heads.get(id) ?? new Set();
   }
 
   private compiled(list: PolicyList, direction: Direction, family: Family, endings: Endings): Compiled {
@@ -110,29 +130,31 @@ export class Renderer {
     return found;
   }
 
-  private renderTables(desired: DesiredState): void {
+  private renderTables(desired: Parts): void {
     const tables: Table[] = [], uses = new Map<string, SetUse>(), problems = new Set<string>();
     const sources = new Map<string, ListedContent>();
+    const heads = new Map<string, Set<string>>();
     for (const family of this.options.families) {
-      const node = new NodeTables(
-        desired,
-        family,
-        this.options,
-        (list, direction, endings) => this.compiled(list, direction, family, endings),
-      );
+      const compile = (list: PolicyList, direction: Direction, endings: Endings): Compiled => {
+        const compiled = this.compiled(list, direction, family, endings);
+        const known = heads.get(list.id);
+        if (known === undefined) heads.set(list.id, new Set([compiled.head]));
+        else known.add(compiled.head);
+        return compiled;
+      };
+      const node = new NodeTables(desired, family, this.options, compile);
       for (const problem of node.problems) problems.add(problem);
       for (const [name, use] of node.uses) uses.set(name, use);
       const name = sourceSet(family), before = this.sources.get(name);
       const content = new ListedContent(node.sources);
       sources.set(name, before?.equals(content) ? before : content);
       for (const table of node.tables()) {
-        const known = this.tables.find((one) => one.family === family && one.table === table.table);
+        const known = this.bases.find((one) => one.family === family && one.table === table.table);
         tables.push(known !== undefined && sameTable(known, table) ? known : table);
       }
     }
-    if (tables.length !== this.tables.length || tables.some((table, i) => table !== this.tables[i])) {
-      this.tables = tables;
-    }
+    this.bases = tables;
+    this.heads = heads;
     this.uses = uses;
     this.sources = sources;
     this.problems = [...problems];
@@ -152,7 +174,7 @@ export class Renderer {
         before?.content === content ? before : { kind: "interface", family: name === sourceSet(4) ? 4 : 6, content },
       );
     }
-    for (const [name, { kind, family, ids, nets }] of this.uses) {
+    for (const [name, { kind, family, ids, nets }] of [...this.uses, ...this.services.uses()]) {
       const members = ids.map((id) => {
         const set = sets.get(id);
         return set === undefined || set.kind !== kind ? NO_MEMBERS : set.members;
@@ -223,7 +245,7 @@ class NodeTables {
     this.forward();
     this.input();
     this.output();
-    this.masquerade();
+    this.postrouting();
   }
 
   *tables(): Iterable<Table> {
@@ -384,6 +406,7 @@ class NodeTables {
     this.hook("filter", "FORWARD", "forward", [
       ...this.cutFlows(),
       KNOWN_FLOWS,
+      ...this.refusals(),
       ...this.hostForward("ingress"),
       rule(side("in")),
       rule(side("out")),
@@ -411,6 +434,7 @@ class NodeTables {
     this.hook("filter", "INPUT", "input", [
       ...this.cutFlows("established"),
       KNOWN_FLOWS,
+      ...this.refusals(),
       ...this.tree("filter", { way: "in", names, otherPods: DROP, others: star && judge(star) }),
     ]);
   }
@@ -419,14 +443,16 @@ class NodeTables {
 
   private output(): void {
     const cut = this.cutFlows("established");
+    const refusals = this.refusals();
     if (!this.hasHosts) {
-      if (cut.length > 0) this.hook("filter", "OUTPUT", "output", cut);
+      const rules = [...cut, ...refusals];
+      if (rules.length > 0) this.hook("filter", "OUTPUT", "output", rules);
       return;
     }
     const failsafe = this.failsafe("outbound", "destination");
     const judge = (endpoint: DesiredHostEndpoint) =>
       this.to("filter", this.besideNeighbours("filter", this.hostList(endpoint.egress, "egress", failsafe)));
-    this.hook("filter", "OUTPUT", "output", [...cut, KNOWN_FLOWS, ...this.hostOut("filter", judge)]);
+    this.hook("filter", "OUTPUT", "output", [...cut, KNOWN_FLOWS, ...refusals, ...this.hostOut("filter", judge)]);
   }
 
   /** What the node sends; towards its pods as well, which only the endpoint of every interface stands for. */
@@ -579,27 +605,35 @@ class NodeTables {
     return [rule(cut, { match: "flowMark", mask: cutMark, not: false }, ...only === undefined ? [] : [inState(only)])];
   }
 
-  // ------------------------------------------------------------------------------------------------------------- masquerade
+  // ------------------------------------------------------------------------------------------------- services, masquerade
 
-  private masquerade(): void {
-    const ours = (nets: readonly Cidr[]) => maximalNets(ofFamily(nets, this.family));
-    const from = ours(this.state.masquerade.sources), within = ours(this.state.masquerade.inside);
-    if (from.length === 0) return;
-    if (!this.options.nat) {
-      this.problems.add("this kernel cannot masquerade: pods' packets leave with their own addresses");
-      return;
-    }
-    const matches = [this.inNets("source", from, false)];
-    if (within.length > 0) matches.push(this.inNets("destination", within, true));
-    this.hook("nat", "POSTROUTING", "postrouting", [rule({ target: "masquerade" }, ...matches)]);
+  /** Before policy: what has come to a service without backends has nowhere to go. */
+  private refusals(): readonly Rule[] {
+    const { services } = this.options;
+    if (services === undefined || !this.state.hasServices) return [];
+    return refusalRules(services, (rules) => this.chain("filter", rules));
   }
 
-  private inNets(end: End, nets: readonly Cidr[], not: boolean): Match {
-    const [net, ...more] = nets;
-    if (more.length === 0) return { match: "net", end, net: net!, not };
-    const set = netSetName(this.family, [], nets);
-    this.uses.set(set, { kind: "net", family: this.family, ids: [], nets });
-    return { match: "set", set, ends: [end], not };
+  private postrouting(): void {
+    const { services } = this.options;
+    const ofServices = services !== undefined && this.state.hasServices
+      ? postroutingRules(services, sourceSet(this.family), (rules) => this.chain("nat", rules))
+      : [];
+    const rules = [...ofServices, ...this.masquerade()];
+    if (rules.length > 0) this.hook("nat", "POSTROUTING", "postrouting", rules);
+  }
+
+  private masquerade(): readonly Rule[] {
+    const ours = (nets: readonly Cidr[]) => maximalNets(ofFamily(nets, this.family));
+    const from = ours(this.state.masquerade.sources), within = ours(this.state.masquerade.inside);
+    if (from.length === 0) return [];
+    if (!this.options.nat) {
+      this.problems.add("this kernel cannot masquerade: pods' packets leave with their own addresses");
+      return [];
+    }
+    const matches = [inNets(this.family, "source", from, false, this.uses)];
+    if (within.length > 0) matches.push(inNets(this.family, "destination", within, true, this.uses));
+    return [rule({ target: "masquerade" }, ...matches)];
   }
 }
 

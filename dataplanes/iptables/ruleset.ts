@@ -1,5 +1,6 @@
 /** Tables as values: what `render.ts` makes, and what is printed, encoded and traced. */
-import type { Cidr, Family } from "../../src/model/address.ts";
+import type { Address, Cidr, Family } from "../../src/model/address.ts";
+import type { Cause } from "../../src/model/flat_list.ts";
 import type { PortRange } from "../../src/model/ports.ts";
 
 export type End = "source" | "destination";
@@ -22,7 +23,19 @@ export type Match =
   | { readonly match: "state"; readonly states: readonly FlowState[] }
   /** Some bit of `mask` is set in the packet's mark, or that of its flow; with `not`, none. */
   | { readonly match: "mark" | "flowMark"; readonly mask: number; readonly not: boolean }
-  | { readonly match: "limit"; readonly perSecond: number; readonly burst: number };
+  | { readonly match: "limit"; readonly perSecond: number; readonly burst: number }
+  /** Whether the address is one of the node's own. */
+  | { readonly match: "local"; readonly end: End; readonly not: boolean }
+  /** Its destination was translated. */
+  | { readonly match: "translated" }
+  /** Of 2³¹. */
+  | { readonly match: "chance"; readonly of31Bits: number }
+  /**
+   * `remember`: always holds, and the packet's source is in the list of this name from now on. `remembered`: it has come there within so
+   * many seconds, which begin anew.
+   */
+  | { readonly match: "remember"; readonly list: string }
+  | { readonly match: "remembered"; readonly list: string; readonly seconds: number };
 
 export type Target =
   | { readonly target: "accept" | "drop" | "return" }
@@ -32,11 +45,15 @@ export type Target =
   | { readonly target: "mark"; readonly value: number; readonly mask: number }
   | { readonly target: "noTrack" }
   | { readonly target: "masquerade" }
-  | { readonly target: "tcpReset" };
+  | { readonly target: "tcpReset" | "portUnreachable" }
+  /** Beside a protocol that has ports. */
+  | { readonly target: "dnat"; readonly address: Address; readonly port: number };
 
 export interface Rule {
   readonly matches: readonly Match[];
   readonly target: Target;
+  /** What the rule's counter counts: packets that these have decided. Absent: nothing that anybody asks for. */
+  readonly causes?: readonly Cause[];
 }
 
 /** One table of one family: our chains by name, and where they are jumped to from. */

@@ -103,35 +103,34 @@ function takePacked(members: Members, family: Family): Uint8Array {
     waiting.delete(members);
     return known[family];
   }
-  const v4 = new PackedKeys(5, members.size), v6 = new PackedKeys(17, 0);
-  members.forEach((_, key) => (key.length === 5 ? v4 : v6).push(key));
-  const packed = { 4: v4.finish(), 6: v6.finish() };
+  // Keys are looked at only once all are there: a processor waits for many of them at a time in a loop that does nothing else.
+  const keys = new Array<string>(members.size);
+  let count = 0;
+  members.forEach((_, key) => {
+    keys[count++] = key;
+  });
+  const packed = { 4: new Uint8Array(count * 5), 6: new Uint8Array(0) };
+  const longer: string[] = [];
+  const v4 = packed[4];
+  let at = 0;
+  for (const key of keys) {
+    if (key.length !== 5) longer.push(key);
+    else {
+      v4[at] = key.charCodeAt(0);
+      v4[at + 1] = key.charCodeAt(1);
+      v4[at + 2] = key.charCodeAt(2);
+      v4[at + 3] = key.charCodeAt(3);
+      v4[at + 4] = key.charCodeAt(4);
+      at += 5;
+    }
+  }
+  packed[4] = v4.subarray(0, at);
+  packed[6] = new Uint8Array(longer.length * 17);
+  longer.forEach((key, i) => {
+    for (let j = 0; j < 17; j++) packed[6][i * 17 + j] = key.charCodeAt(j);
+  });
   waiting.set(members, packed);
   return packed[family];
-}
-
-class PackedKeys {
-  private bytes: Uint8Array;
-  private length = 0;
-
-  constructor(private readonly keyBytes: number, keys: number) {
-    this.bytes = new Uint8Array(keys * keyBytes);
-  }
-
-  push(key: string): void {
-    const at = this.length, end = at + this.keyBytes;
-    if (end > this.bytes.length) {
-      const larger = new Uint8Array(Math.max(4096, this.bytes.length * 2));
-      larger.set(this.bytes);
-      this.bytes = larger;
-    }
-    for (let i = 0; i < this.keyBytes; i++) this.bytes[at + i] = key.charCodeAt(i);
-    this.length = end;
-  }
-
-  finish(): Uint8Array {
-    return this.bytes.subarray(0, this.length);
-  }
 }
 
 const UNSPECIFIED: Readonly<Record<Family, string>> = { 4: "\0".repeat(4), 6: "\0".repeat(16) };

@@ -4,15 +4,8 @@
  */
 import type { Family } from "../../src/model/address.ts";
 import type { XtablesInfo } from "../../src/sdk/kernel_door.ts";
-import {
-  encodeChainEnd,
-  encodeChainHead,
-  type EncodedRule,
-  EXTENSION_HEADER_BYTES,
-  EXTENSION_NAME_BYTES,
-  LAYOUTS,
-  OWN_MARK,
-} from "./entry.ts";
+import { type EncodedRule, EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS, OWN_MARK } from "./entry.ts";
+import { assemble, CounterMoves, type Draft, type NewTable, type OwnRule, type OwnRules } from "./assemble.ts";
 import { HOOK_NAMES, OURS } from "./ruleset.ts";
 
 /** The bytes of a table make no sense to us: it is not touched. */
@@ -32,6 +25,23 @@ export interface Entry {
   /** Place among all entries of the table: where its counters are. */
   readonly index: number;
   leads: Leads;
+}
+
+/** One of thousands: its bytes are looked at only where something has changed. */
+class FoundEntry implements Entry {
+  leads: Leads = undefined;
+  private own: Uint8Array<ArrayBuffer> | undefined;
+
+  constructor(
+    private readonly table: Uint8Array<ArrayBuffer>,
+    readonly start: number,
+    readonly sizeBytes: number,
+    readonly index: number,
+  ) {}
+
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.own ??= this.table.subarray(this.start, this.start + this.sizeBytes);
+  }
 }
 
 export interface Chain {
@@ -60,17 +70,8 @@ export interface WantedTable {
   readonly hooks: ReadonlyMap<string, EncodedRule>;
 }
 
-export interface NewTable {
-  readonly info: XtablesInfo;
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  /** For each new entry, the old one whose counters it goes on with; -1 where it begins. */
-  readonly counters: Int32Array;
-  /** What was found that should not be there, one line each. */
-  readonly notes: readonly string[];
-}
-
 /** Rules of strangers that were found in chains of ours go here; nothing leads to it. */
-const KEPT_CHAIN = "kept-from-manx";
+export const KEPT_CHAIN = "kept-from-manx";
 const ERROR = "ERROR";
 
 /** @throws {TableError} */
@@ -93,7 +94,7 @@ export function parseTable(family: Family, info: XtablesInfo, bytes: Uint8Array<
   const starts = new Map<number, Chain>();
   const jumps: { readonly entry: Entry; readonly at: number; readonly verdict: number }[] = [];
   let open:
-    | { name: string; hook: number | undefined; head: Entry | undefined; rules: Entry[]; start: number }
+    | { name: string; hook: number | undefined; head: Entry | undefined; rules: FoundEntry[]; start: number }
     | undefined;
   let end: Entry | undefined;
   const close = (at: number) => {
@@ -101,7 +102,7 @@ export function parseTable(family: Family, info: XtablesInfo, bytes: Uint8Array<
     const { start, ...chain } = open;
     const tail = chain.rules.pop();
     if (tail === undefined) throw wrong(at, `chain ${open.name} without an end`, "a rule that ends it");
-    if (open.hook !== undefined && tail.bytes.byteOffset - bytes.byteOffset !== info.underflow[open.hook]) {
+    if (open.hook !== undefined && tail.start !== info.underflow[open.hook]) {
       throw wrong(at, `the policy of ${open.name} elsewhere than at its end`, "it there");
     }
     if (tail.leads !== undefined) throw wrong(at, `chain ${open.name} that ends in a jump`, "a verdict");
@@ -118,7 +119,7 @@ export function parseTable(family: Family, info: XtablesInfo, bytes: Uint8Array<
     if (
       size > bytes.length - at || targetAt < layout.headerBytes || targetAt + EXTENSION_HEADER_BYTES > size
     ) throw wrong(at, `a rule of ${size} bytes with its target at ${targetAt}`, `within ${bytes.length - at}`);
-    const entry: Entry = { bytes: bytes.subarray(at, at + size), index, leads: undefined };
+    const entry = new FoundEntry(bytes, at, size, index);
     const name = textAt(bytes, at + targetAt + 2, EXTENSION_NAME_BYTES);
     if (end !== undefined) throw wrong(at, "a rule after the end", "nothing");
     if (name === ERROR) {
@@ -168,7 +169,11 @@ const isOurs = (name: string): boolean => name.startsWith(OURS);
 // ------------------------------------------------------------------------------------------------------------- comparing
 
 /** Whether two readings show the same rules; counters count on meanwhile. */
-export function sameRules(one: ParsedTable, infoNow: XtablesInfo, bytesNow: Uint8Array): boolean {
+export function sameRules(
+  one: Pick<ParsedTable, "family" | "info" | "bytes">,
+  infoNow: XtablesInfo,
+  bytesNow: Uint8Array<ArrayBuffer>,
+): boolean {
   const { info, bytes, family } = one;
   if (
     info.sizeBytes !== infoNow.sizeBytes || info.entryCount !== infoNow.entryCount ||
@@ -177,14 +182,19 @@ export function sameRules(one: ParsedTable, infoNow: XtablesInfo, bytesNow: Uint
   ) return false;
   const { comefrom, headerBytes, nextOffset } = LAYOUTS[family];
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  // Entries and their parts are aligned to 8 bytes; megabytes of them are compared in words.
+  const words = wordsOf(bytes), wordsNow = wordsOf(bytesNow);
   for (let at = 0; at < bytes.length;) {
-    const size = view.getUint16(at + nextOffset, true);
-    for (let i = at; i < at + comefrom; i++) if (bytes[i] !== bytesNow[i]) return false;
-    for (let i = at + headerBytes; i < at + size; i++) if (bytes[i] !== bytesNow[i]) return false;
+    const size = view.getUint16(at + nextOffset, true), end = at + size >> 2;
+    for (let i = at >> 2; i < at + comefrom >> 2; i++) if (words[i] !== wordsNow[i]) return false;
+    for (let i = at + headerBytes >> 2; i < end; i++) if (words[i] !== wordsNow[i]) return false;
     at += size;
   }
   return true;
 }
+
+const wordsOf = (bytes: Uint8Array<ArrayBuffer>): Int32Array =>
+  new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length >> 2);
 
 /** Whether an entry says what the rule says. The mark by which we know our own is not looked at: whoever saves and restores a table loses it. */
 export function isRule(
@@ -193,23 +203,23 @@ export function isRule(
   rule: EncodedRule,
   indexOf: (set: string) => number,
 ): boolean {
-  const wanted = rule.bytes;
-  if (bytes.length !== wanted.length) return false;
-  if ((leads === undefined ? undefined : leads === "next" ? "" : leads.name) !== rule.chain) return false;
+  const { block: wanted, start, sizeBytes, chain, sets } = rule;
+  if (bytes.length !== sizeBytes) return false;
+  if ((leads === undefined ? undefined : leads === "next" ? "" : leads.name) !== chain) return false;
   const { nfcache, targetOffset, headerBytes } = LAYOUTS[family];
-  for (let i = 0; i < nfcache; i++) if (bytes[i] !== wanted[i]) return false;
-  for (let i = targetOffset; i < targetOffset + 4; i++) if (bytes[i] !== wanted[i]) return false;
+  for (let i = 0; i < nfcache; i++) if (bytes[i] !== wanted[start + i]) return false;
+  for (let i = targetOffset; i < targetOffset + 4; i++) if (bytes[i] !== wanted[start + i]) return false;
   // The place that a jump leads to is compared by name.
-  const last = rule.chain === undefined ? bytes.length : bytes.length - 8;
-  if (rule.sets.length === 0) {
-    for (let i = headerBytes; i < last; i++) if (bytes[i] !== wanted[i]) return false;
+  const last = chain === undefined ? sizeBytes : sizeBytes - 8;
+  if (sets.length === 0) {
+    for (let i = headerBytes; i < last; i++) if (bytes[i] !== wanted[start + i]) return false;
     return true;
   }
   for (let i = headerBytes; i < last; i++) {
-    if (bytes[i] === wanted[i]) continue;
-    if (!rule.sets.some(({ offset }) => i === offset || i === offset + 1)) return false;
+    if (bytes[i] === wanted[start + i]) continue;
+    if (!sets.some(({ offset }) => i === offset || i === offset + 1)) return false;
   }
-  return rule.sets.every(({ offset, set }) => (bytes[offset]! | bytes[offset + 1]! << 8) === indexOf(set));
+  return sets.every(({ offset, set }) => (bytes[offset]! | bytes[offset + 1]! << 8) === indexOf(set));
 }
 
 const hasOwnMark = (family: Family, { bytes }: Entry): boolean => {
@@ -224,20 +234,10 @@ export interface PlanOptions {
   readonly position: "insert" | "append";
   /** The kernel's number of a set. */
   readonly indexOf: (set: string) => number;
-}
-
-/** Chains and what is in them, before they have places. */
-interface Draft {
-  readonly name: string;
-  readonly hook: number | undefined;
-  readonly head: Entry | Uint8Array<ArrayBuffer> | undefined;
-  readonly rules: (Entry | OwnRule)[];
-  readonly tail: Entry | Uint8Array<ArrayBuffer>;
-}
-interface OwnRule {
-  readonly rule: EncodedRule;
-  /** Whose counters it goes on with. */
-  readonly before: number;
+  /** What was written last: says what its counters count. Absent: not known. */
+  readonly before?: WantedTable | undefined;
+  /** The table to change is as `before` has made it: chains that stay need not be compared. */
+  readonly isAsBefore?: boolean;
 }
 
 /** The table with what is wanted of ours in the place of what is there of ours; undefined: it is so already. */
@@ -247,16 +247,22 @@ export function planTable(found: ParsedTable, wanted: WantedTable, options: Plan
   const strays: Entry[] = [];
   let changed = false;
   const kept = new Map<string, Chain>();
+  /** Those of them that stay as they are. */
+  const same = new Set<string>();
   for (const chain of found.chains) {
     if (!isOurs(chain.name)) continue;
     const rules = wanted.chains.get(chain.name);
     kept.set(chain.name, chain);
-    if (rules === undefined) changed = true;
-    else if (
-      rules.length !== chain.rules.length ||
-      !rules.every((rule, i) => isRule(family, chain.rules[i]!, rule, options.indexOf))
-    ) changed = true;
-    else continue;
+    if (rules !== undefined && rules.length === chain.rules.length) {
+      if (
+        options.isAsBefore && options.before?.chains.get(chain.name) === rules ||
+        rules.every((rule, i) => isRule(family, chain.rules[i]!, rule, options.indexOf))
+      ) {
+        same.add(chain.name);
+        continue;
+      }
+    }
+    changed = true;
     const foreign = chain.rules.filter((entry) =>
       !hasOwnMark(family, entry) && !(rules ?? []).some((rule) => isRule(family, entry, rule, options.indexOf))
     );
@@ -279,20 +285,24 @@ export function planTable(found: ParsedTable, wanted: WantedTable, options: Plan
     drafts.push({ ...chain, rules });
   }
   if (!changed) return undefined;
-  if (strays.length > 0) keep(drafts, strays, family);
-  const ours = [...wanted.chains.keys()].sort().map((name): Draft => ({
-    name,
-    hook: undefined,
-    head: kept.get(name)?.head ?? encodeChainHead(name, family),
-    rules: ownRules(family, wanted.chains.get(name)!, kept.get(name), options),
-    tail: kept.get(name)?.tail ?? encodeChainEnd(family),
-  }));
+  if (strays.length > 0) keep(drafts, strays);
+  const moves = new CounterMoves(kept, wanted, options.before);
+  const ours = [...wanted.chains.keys()].sort().map((name): Draft => {
+    const before = kept.get(name), rules = wanted.chains.get(name)!;
+    const { head, tail } = before ?? NEW_CHAIN;
+    const own = before !== undefined && same.has(name)
+      ? { wanted: rules, before: before.rules.map(({ index }) => index) }
+      : ownRules(family, rules, before, moves, options);
+    return { name, hook: undefined, head, tail, rules: own };
+  });
   // Tools look for chains by name among sorted ones.
   let at = drafts.findIndex(({ name, hook }) => hook === undefined && name > OURS);
   if (at < 0) at = drafts.length;
   drafts.splice(at, 0, ...ours);
-  return { ...assemble(found, drafts, options), notes };
+  return { ...assemble(found, drafts, moves.more, options), notes };
 }
+
+const NEW_CHAIN = { head: undefined, tail: undefined } as const;
 
 /** A foreign chain's rules: without what leads to chains of ours that are no more, and with our jump where it belongs. */
 function foreignRules(
@@ -333,125 +343,39 @@ function foreignRules(
   return { rules, moved };
 }
 
-function keep(drafts: Draft[], strays: readonly Entry[], family: Family): void {
+function keep(drafts: Draft[], strays: readonly Entry[]): void {
   // A rule that leads to a chain of ours may lead nowhere soon.
   const rules = strays.filter(({ leads }) => typeof leads !== "object" || !isOurs(leads.name));
   const there = drafts.find(({ name }) => name === KEPT_CHAIN);
-  if (there !== undefined) return void there.rules.push(...rules);
+  if (there !== undefined) return void (there.rules as Entry[]).push(...rules);
   let at = drafts.findIndex(({ name, hook }) => hook === undefined && name > KEPT_CHAIN);
   if (at < 0) at = drafts.length;
-  drafts.splice(at, 0, {
-    name: KEPT_CHAIN,
-    hook: undefined,
-    head: encodeChainHead(KEPT_CHAIN, family),
-    rules: [...rules],
-    tail: encodeChainEnd(family),
-  });
+  drafts.splice(at, 0, { name: KEPT_CHAIN, hook: undefined, rules: [...rules], ...NEW_CHAIN });
 }
 
 /** Rules that stay keep their counters, wherever in the chain they go. */
 function ownRules(
   family: Family,
   wanted: readonly EncodedRule[],
-  before: Chain | undefined,
+  chain: Chain | undefined,
+  moves: CounterMoves,
   { indexOf }: PlanOptions,
-): OwnRule[] {
-  if (before === undefined) return wanted.map((rule) => ({ rule, before: -1 }));
-  const old = before.rules;
+): OwnRules {
+  if (chain === undefined) return { wanted, before: moves.take(wanted) };
+  const old = chain.rules;
   let from = 0;
-  return wanted.map((rule) => {
+  const before = wanted.map((rule) => {
     // In order: a rule that was moved over another begins anew.
     for (let at = from; at < Math.min(old.length, from + LOOK_AHEAD); at++) {
       if (!isRule(family, old[at]!, rule, indexOf)) continue;
       from = at + 1;
-      return { rule, before: old[at]!.index };
+      return old[at]!.index;
     }
-    return { rule, before: -1 };
+    return -1;
   });
+  return { wanted, before };
 }
 const LOOK_AHEAD = 64;
-
-// -------------------------------------------------------------------------------------------------------------- assembling
-
-const bytesOf = (one: Entry | Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> =>
-  one instanceof Uint8Array ? one : one.bytes;
-
-function assemble(
-  { family, info, end }: ParsedTable,
-  drafts: readonly Draft[],
-  { indexOf }: PlanOptions,
-): Omit<NewTable, "notes"> {
-  const layout = LAYOUTS[family];
-  const starts = new Map<string, number>();
-  const hookEntry = [...info.hookEntry], underflow = [...info.underflow];
-  let sizeBytes = 0, entryCount = 0;
-  for (const { name, hook, head, rules, tail } of drafts) {
-    if (head !== undefined) {
-      sizeBytes += bytesOf(head).length;
-      entryCount++;
-    }
-    starts.set(name, sizeBytes);
-    if (hook !== undefined) hookEntry[hook] = sizeBytes;
-    for (const one of rules) sizeBytes += "rule" in one ? one.rule.bytes.length : one.bytes.length;
-    if (hook !== undefined) underflow[hook] = sizeBytes;
-    sizeBytes += bytesOf(tail).length;
-    entryCount += rules.length + 1;
-  }
-  sizeBytes += end.bytes.length;
-  entryCount++;
-
-  const bytes = new Uint8Array(new ArrayBuffer(sizeBytes));
-  const view = new DataView(bytes.buffer);
-  const counters = new Int32Array(entryCount).fill(-1);
-  let at = 0, index = 0;
-  const put = (one: Uint8Array<ArrayBuffer>, before: number) => {
-    bytes.set(one, at);
-    counters[index++] = before;
-    at += one.length;
-  };
-  const lead = (start: number, place: number) => {
-    const targetAt = view.getUint16(start + layout.targetOffset, true);
-    view.setInt32(start + targetAt + EXTENSION_HEADER_BYTES, place, true);
-  };
-  const putEntry = (entry: Entry) => {
-    const start = at;
-    put(entry.bytes, entry.index);
-    if (entry.leads === "next") lead(start, at);
-    else if (entry.leads !== undefined) lead(start, starts.get(entry.leads.name)!);
-  };
-  const putOther = (one: Entry | Uint8Array<ArrayBuffer>) => one instanceof Uint8Array ? put(one, -1) : putEntry(one);
-  for (const { head, rules, tail } of drafts) {
-    if (head !== undefined) putOther(head);
-    for (const one of rules) {
-      if (!("rule" in one)) {
-        putEntry(one);
-        continue;
-      }
-      const start = at;
-      put(one.rule.bytes, one.before);
-      if (one.rule.chain !== undefined) {
-        const place = starts.get(one.rule.chain);
-        if (place === undefined) throw new Error(`a rule leads to chain ${one.rule.chain}, which is not in the table`);
-        lead(start, place);
-      }
-      for (const { offset, set } of one.rule.sets) view.setUint16(start + offset, indexOf(set), true);
-    }
-    putOther(tail);
-  }
-  putEntry(end);
-  return { info: { ...info, hookEntry, underflow, entryCount, sizeBytes }, bytes, counters };
-}
-
-const COUNTER_BYTES = 16;
-
-/** What to add to the new table's counters, from those that the old one had at its end. */
-export function countersToAdd({ counters }: Pick<NewTable, "counters">, last: Uint8Array): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(new ArrayBuffer(counters.length * COUNTER_BYTES));
-  counters.forEach((before, i) => {
-    if (before >= 0) bytes.set(last.subarray(before * COUNTER_BYTES, (before + 1) * COUNTER_BYTES), i * COUNTER_BYTES);
-  });
-  return bytes;
-}
 
 /** Whether there is anything of ours in it. */
 export const hasOurs = ({ chains }: ParsedTable): boolean =>

@@ -3,6 +3,9 @@
  * trace that guesses is worse than none.
  */
 import { type Address, addressFamily, cidrContains, type Family, makeCidr } from "../../src/model/address.ts";
+import type { Packet } from "../../src/model/desired.ts";
+import type { Path } from "../../src/model/evaluate.ts";
+import { stateOfFirstPacket } from "../../src/model/first_packet.ts";
 import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
 import { interfaceMember } from "../../src/kernel/netlink/schema/ipset.ts";
 import { printRule } from "./print.ts";
@@ -25,6 +28,15 @@ export interface TracedPacket {
   readonly mark?: number;
   /** Of its flow; absent: 0. */
   readonly flowMark?: number;
+  /** The destination is an address of the node, or the source is. */
+  readonly isToNode?: boolean;
+  readonly isFromNode?: boolean;
+  /** Its flow has got another destination before this hook. */
+  readonly hasDnat?: boolean;
+  /** What chance gives whenever it is asked, from 0 to below 1; absent: 0. */
+  readonly random?: () => number;
+  /** Sources by the list that remembers them: looked up, and changed by the packet. Absent: nobody is, and nobody will be. */
+  readonly memory?: Map<string, Set<Address>>;
 }
 
 export interface TraceStep {
@@ -43,6 +55,8 @@ export interface Trace {
   readonly mark: number;
   readonly tracked: boolean;
   readonly masqueraded: boolean;
+  /** Where DNAT sends it; later tables see it so. */
+  readonly dnat?: { readonly address: Address; readonly port: number };
   readonly logged: readonly string[];
 }
 
@@ -67,21 +81,21 @@ export function traceHook(ruleset: Ruleset, hook: Hook, packet: TracedPacket): T
   for (const name of TABLES_AT[hook]) {
     const table = ruleset.tables.find((one) => one.family === walk.family && one.table === name);
     const chain = table?.hooks.get(hook);
-    if (table === undefined || chain === undefined) continue;
+    if (table === undefined || chain === undefined || name === "nat" && !walk.beginsFlow) continue;
     if (walk.enter(name, table.chains, chain) === "drop") {
       verdict = "drop";
       break;
     }
   }
-  const { steps, mark, tracked, masqueraded, logged } = walk;
-  return { verdict, steps, mark, tracked, masqueraded, logged };
+  const { steps, mark, tracked, masqueraded, dnat, logged } = walk;
+  return { verdict, steps, mark, tracked, masqueraded, logged, ...dnat === undefined ? {} : { dnat } };
 }
 
 type PacketOnItsWay = Omit<TracedPacket, "inInterface" | "outInterface" | "mark">;
 
 /** The first packet of a flow on its way through the node. */
 export interface TracedPath {
-  /** After DNAT. */
+  /** After DNAT by others. */
   readonly packet: PacketOnItsWay;
   /** As it came in, where DNAT changed it. */
   readonly beforeDnat?: PacketOnItsWay | undefined;
@@ -100,9 +114,10 @@ export function tracePath(ruleset: Ruleset, path: TracedPath): readonly (Trace &
     ? ["PREROUTING", "INPUT"]
     : ["PREROUTING", "FORWARD", "POSTROUTING"];
   const traces: (Trace & { readonly hook: Hook })[] = [];
-  let mark = 0, tracked = true;
+  let mark = 0, tracked = true, dnat: Trace["dnat"];
   for (const hook of hooks) {
-    const seen = hook === "PREROUTING" ? path.beforeDnat ?? path.packet : path.packet;
+    const came = hook === "PREROUTING" ? path.beforeDnat ?? path.packet : path.packet;
+    const seen = dnat === undefined ? came : translated(came, dnat);
     const at: TracedPacket = {
       ...seen,
       state: tracked ? seen.state : "untracked",
@@ -114,8 +129,27 @@ export function tracePath(ruleset: Ruleset, path: TracedPath): readonly (Trace &
     traces.push({ hook, ...trace });
     if (trace.verdict === "drop") break;
     ({ mark, tracked } = trace);
+    dnat ??= trace.dnat;
   }
   return traces;
+}
+
+const translated = <P extends PacketOnItsWay>(packet: P, { address, port }: NonNullable<Trace["dnat"]>): P => ({
+  ...packet,
+  destination: address,
+  destinationPort: port,
+  hasDnat: true,
+});
+
+/** By all hooks on its way, one after the other. @throws {TraceError} */
+export function judgePacket(ruleset: Ruleset, { packet, beforeDnat, ...links }: Path): "allow" | "deny" {
+  const first = (packet: Packet) => ({ ...packet, state: stateOfFirstPacket(packet) });
+  const traces = tracePath(ruleset, {
+    packet: first(packet),
+    ...beforeDnat === undefined ? {} : { beforeDnat: first(beforeDnat) },
+    ...links,
+  });
+  return traces.at(-1)!.verdict === "accept" ? "allow" : "deny";
 }
 
 /** More gotos than any rendered table has, and far fewer than a loop. */
@@ -130,11 +164,18 @@ class Walk {
   mark: number;
   tracked: boolean;
   masqueraded = false;
+  dnat: Trace["dnat"];
 
-  constructor(private readonly ruleset: Ruleset, private readonly packet: TracedPacket) {
+  constructor(private readonly ruleset: Ruleset, private packet: TracedPacket) {
     this.family = addressFamily(packet.destination);
     this.mark = packet.mark ?? 0;
     this.tracked = packet.state !== "untracked";
+  }
+
+  /** Others never meet the table nat. */
+  get beginsFlow(): boolean {
+    const { state } = this.packet;
+    return this.tracked && (state === "new" || state === "related");
   }
 
   /** What the chain that a hook jumps to says; `fell` = nothing. */
@@ -158,7 +199,12 @@ class Walk {
           case "drop":
             return target.target;
           case "tcpReset":
+          case "portUnreachable":
             return "drop";
+          case "dnat":
+            this.dnat = { address: target.address, port: target.port };
+            this.packet = translated(this.packet, this.dnat);
+            return "accept";
           case "return":
             returns = true;
             break;
@@ -226,6 +272,19 @@ class Walk {
       }
       case "limit":
         return true;
+      case "local":
+        return ((match.end === "source" ? packet.isFromNode : packet.isToNode) ?? false) !== match.not;
+      case "translated":
+        return packet.hasDnat ?? false;
+      case "chance":
+        return (packet.random?.() ?? 0) < match.of31Bits / 2 ** 31;
+      case "remember": {
+        const sources = packet.memory?.get(match.list) ?? new Set();
+        packet.memory?.set(match.list, sources.add(packet.source));
+        return true;
+      }
+      case "remembered":
+        return packet.memory?.get(match.list)?.has(packet.source) ?? false;
       case "set":
         return this.inSet(this.set(match.set), match.ends) !== match.not;
       default:
@@ -261,7 +320,9 @@ class Walk {
         return content.has(address + String.fromCharCode(this.packet.protocol, port >> 8, port & 0xff));
       }
       case "interface":
-        return content.has(interfaceMember(address, this.packet.inInterface ?? ""));
+        return content.has(
+          interfaceMember(address, (second === "source" ? this.packet.inInterface : this.packet.outInterface) ?? ""),
+        );
     }
   }
 }

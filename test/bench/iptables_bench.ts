@@ -96,7 +96,7 @@ async function sideBySide(
   const { signal } = new AbortController();
   for (let round = -WARM_ROUNDS; round < ROUNDS; round++) {
     await using dataplane = await iptables.open(
-      iptables.parseConfig(undefined),
+      iptables.parseConfig({ variant: "legacy" }),
       benchHost("bench", directory),
       signal,
     );
@@ -136,7 +136,7 @@ export async function benchIptables(): Promise<Goal[]> {
       directory,
       () => {
         const text = run("iptables-legacy-save");
-        // The set of addresses that pods may send from is ours, and went with us.
+        // The set of addresses that pods may send from is ours, and went with us: we make it besides, they need not.
         const kept = text.split("\n").filter((line) => !line.includes("--match-set")).join("\n");
         lines = kept.split("\n").filter((line) => line.startsWith("-A ")).length;
         writeFileSync(file, kept);

@@ -1,11 +1,14 @@
 /**
- * Services in nftables: 10,000 from nothing, one changed, and what their number costs a new connection through a cluster address.
- * Changes are timed from the changed object to the kernel's acknowledgement, calculation included.
+ * Services in nftables: 10,000 from nothing, one changed, and what their number costs a new connection through a cluster address. In
+ * legacy iptables: the first two, beside `iptables-restore` of the same rules. Changes are timed from the changed object to the kernel's acknowledgement, calculation included.
  */
+import { join } from "node:path";
+import { rmSync, writeFileSync } from "node:fs";
+import iptables from "../../dataplanes/iptables/mod.ts";
 import nftables from "../../dataplanes/nftables/mod.ts";
 import { type Calc, createCalc, DEFAULT_FAILSAFE } from "../../src/calc/mod.ts";
 import { namespacedKernel } from "../../src/kernel/namespaced_door.ts";
-import { createNamespace } from "../../src/kernel/netns.ts";
+import { createNamespace, namespacePath } from "../../src/kernel/netns.ts";
 import {
   type Address,
   addressFromBigInt,
@@ -16,6 +19,8 @@ import {
 import type { DesiredState } from "../../src/model/desired.ts";
 import type { WorldChange, WorldObject } from "../../src/model/world.ts";
 import type { Dataplane } from "../../src/sdk/dataplane.ts";
+import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
+import { newDirectory } from "./daemon.ts";
 import { benchHost } from "./host.ts";
 import { atLeast, atMost, type Goal, median, ms, ratio, table, timed } from "./measure.ts";
 import { LISTEN_PORT, podAddress, podInterface, type TrafficNode, trafficNode } from "./traffic_node.ts";
@@ -188,6 +193,52 @@ async function connections(): Promise<ReadonlyMap<string, readonly number[]>> {
   return samples;
 }
 
+const TABLE_CHANGES = 20;
+
+/** Of the node's own tools, in the namespace. */
+function run(namespace: NetworkNamespace, cmd: readonly string[], input = ""): string {
+  const { success, stdout, stderr } = Bun.spawnSync(["nsenter", `--net=${namespacePath(namespace)}`, ...cmd], {
+    stdin: new TextEncoder().encode(input),
+  });
+  if (!success) throw new Error(`${cmd.join(" ")}: ${stderr}`);
+  return stdout.toString();
+}
+
+interface TableSamples {
+  readonly first: number[];
+  readonly changes: number[];
+  readonly restore: number[];
+}
+
+/** Milliseconds in legacy iptables, and of its own tool for the same rules, in turns. */
+async function iptablesSideBySide(): Promise<TableSamples> {
+  const samples: TableSamples = { first: [], changes: [], restore: [] };
+  const world = [...worldOf(MANY)];
+  const directory = newDirectory();
+  using _ = { [Symbol.dispose]: () => rmSync(directory, { recursive: true, force: true }) };
+  for (let round = 0; round < FIRST_ROUNDS; round++) {
+    await using stack = new AsyncDisposableStack();
+    const namespace = stack.use(createNamespace("tables"));
+    const host = benchHost("tables", directory, undefined, namespacedKernel(namespace));
+    const config = iptables.parseConfig({ variant: "legacy", lockFile: join(directory, "lock") });
+    const dataplane = stack.use(await iptables.open(config, host, new AbortController().signal));
+    const calc = newCalc();
+    await inForce(dataplane, calc.step([]).desired);
+    const { desired } = calc.step(world);
+    samples.first.push(...await timed(1, () => inForce(dataplane, desired)));
+    for (let i = 0; i < TABLE_CHANGES / FIRST_ROUNDS; i++) {
+      const next = calc.step([endpoints(i, [backendsOf(i)[0]!, at("10.192.0.0", i)])]).desired;
+      samples.changes.push(...await timed(1, () => inForce(dataplane, next)));
+    }
+    const other = stack.use(createNamespace("restored")), file = join(directory, "rules");
+    run(other, ["ipset", "restore"], run(namespace, ["ipset", "save"]));
+    writeFileSync(file, run(namespace, ["iptables-legacy-save"]));
+    const env = `XTABLES_LOCKFILE=${join(directory, "lock")}`;
+    samples.restore.push(...await timed(1, () => run(other, ["env", env, "iptables-legacy-restore", file])));
+  }
+  return samples;
+}
+
 export async function benchServices(): Promise<Goal[]> {
   const first = await fromNothing();
   console.log(`\n${MANY} services with two endpoints each, from nothing; milliseconds, median of ${FIRST_ROUNDS}`);
@@ -203,6 +254,15 @@ export async function benchServices(): Promise<Goal[]> {
       kind,
     ) => [kind, ms(p50(FEW, kind)), ms(p50(MANY, kind)), ratio(p50(MANY, kind) / p50(FEW, kind))]),
   ));
+
+  const tables = await iptablesSideBySide();
+  const restoreMs = median(tables.restore);
+  console.log(`\n${MANY} services with two endpoints each in legacy iptables; milliseconds, median`);
+  console.log(table(["", "ms", "ratio"], [
+    ["iptables-restore of the same", ms(restoreMs), ratio(1)],
+    ["manx: from nothing", ms(median(tables.first)), ratio(median(tables.first) / restoreMs)],
+    ["manx: another backend", ms(median(tables.changes)), ratio(median(tables.changes) / restoreMs)],
+  ]));
 
   const rates = await connections();
   const [direct, few, many] = [...rates.values()] as [readonly number[], readonly number[], readonly number[]];
@@ -220,6 +280,7 @@ export async function benchServices(): Promise<Goal[]> {
       atMost(`${kind}, of ${MANY}, p50`, p50(MANY, kind), 2, (value) => `${ms(value)} ms`),
       atMost(`${kind}, of ${MANY}, to ${FEW}`, p50(MANY, kind) / p50(FEW, kind), 1.5),
     ]),
+    atMost(`${MANY} services from nothing, iptables`, median(tables.first), 2_000, (value) => `${ms(value)} ms`),
     atLeast(`connections at ${MANY} services, to ${FEWEST}`, to(many, few), 0.95),
   ];
 }

@@ -6,7 +6,7 @@ import type { Host } from "../../../src/sdk/plugin.ts";
 import iptables from "../mod.ts";
 import { lockFileOf } from "./tools.ts";
 
-/** `slept`: each time it has waited for something. */
+/** Legacy where `config` does not say otherwise. `slept`: each time it has waited for something. */
 export function openDataplane(
   namespace: NetworkNamespace,
   config: Readonly<Record<string, unknown>> = {},
@@ -30,6 +30,6 @@ export function openDataplane(
     },
     stateDirectory: "/nonexistent",
   };
-  const given = { lockFile: lockFileOf(namespace), lockWaitMs: 200, pollMs: 50, ...config };
+  const given = { variant: "legacy", lockFile: lockFileOf(namespace), lockWaitMs: 200, pollMs: 50, ...config };
   return iptables.open(iptables.parseConfig(given), host, new AbortController().signal);
 }

@@ -60,4 +60,11 @@ export const restore = (
 ): string => ran(namespace, [`${toolName(family, variant)}-restore`, "-w", ...flags], text);
 
 export const iptables = (namespace: NetworkNamespace, family: Family, ...args: readonly string[]): string =>
-  ran(namespace, [toolName(family), "-w", ...args]);
+  iptablesOf("legacy", namespace, family, ...args);
+
+export const iptablesOf = (
+  variant: Variant,
+  namespace: NetworkNamespace,
+  family: Family,
+  ...args: readonly string[]
+): string => ran(namespace, [toolName(family, variant), "-w", ...args]);
