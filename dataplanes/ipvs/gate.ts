@@ -13,9 +13,7 @@ import type { Family } from "../../src/model/address.ts";
 import { PROTOCOLS } from "../../src/model/ports.ts";
 import type { IpvsConfig } from "./config.ts";
 
-/** `reject`: with ICMP's port unreachable, of the packet's family. */
-export type GateExpression = Expression | { readonly op: "reject" };
-export type GateRule = readonly GateExpression[];
+export type GateRule = readonly Expression[];
 
 export interface GateChain {
   readonly base?: BaseChain;
@@ -47,7 +45,7 @@ export const keyLengthOf = ({ fields }: GateSet): number =>
 const FAMILIES = [4, 6] as const;
 const addressField = (family: Family): GateField => family === 4 ? "ipv4_addr" : "ipv6_addr";
 
-/** Sets that are always there, by name. `services`: where a packet to an address, protocol and port goes. `empty`: of those, the ones without a server. */
+/** Sets that are always there, by name. `services`: where a packet to an address, protocol and port goes. `closed`: of those, the ones that the node's own processes do not get. */
 export const FIXED_SETS: ReadonlyMap<string, GateSet> = new Map(FAMILIES.flatMap((family) => {
   const frontend: GateSet = {
     fields: [addressField(family), "inet_proto", "inet_service"],
@@ -59,7 +57,7 @@ export const FIXED_SETS: ReadonlyMap<string, GateSet> = new Map(FAMILIES.flatMap
   const nets: GateSet = { fields: [addressField(family)], map: false, interval: true };
   return [
     [`services${family}`, frontend],
-    [`empty${family}`, frontend],
+    [`closed${family}`, frontend],
     [`addresses${family}`, address],
     [`hairpin${family}`, pair],
     [`inside${family}`, nets],
@@ -95,6 +93,10 @@ const setMark = (keep: number, set: number): readonly Expression[] => [
 const isFamily = (family: Family): readonly Expression[] => [
   { op: "meta", key: "nfproto", dreg: 0 },
   { op: "cmp", sreg: 0, is: "eq", data: byte(family === 4 ? 2 : 10) },
+];
+const isTcp: readonly Expression[] = [
+  { op: "meta", key: "l4proto", dreg: 0 },
+  { op: "cmp", sreg: 0, is: "eq", data: byte(PROTOCOLS.TCP) },
 ];
 /** Header offsets of RFC 791 section 3.1 and RFC 8200 section 3. */
 export const loadAddress = (family: Family, end: "source" | "destination", dreg: number): Expression => ({
@@ -170,7 +172,7 @@ export function fixedChains(marks: Marks): ReadonlyMap<string, GateChain> {
     goto(Chain.Reject),
   ]);
   return new Map<string, GateChain>([
-    [Chain.Reject, { rules: [[{ op: "reject" }]] }],
+    [Chain.Reject, { rules: [[...isTcp, { op: "tcpReset" }], [{ op: "portUnreachable" }]] }],
     [Chain.Drop, { rules: [[verdict("drop")]] }],
     [Chain.Serve, { rules: serve(forwardMark) }],
     [Chain.Masquerade, { rules: serve(ours) }],
@@ -183,7 +185,7 @@ export function fixedChains(marks: Marks): ReadonlyMap<string, GateChain> {
         ...afterwards,
       ]),
     ],
-    ["output", base("output", BEFORE_IPVS_OUT, FAMILIES.map((family) => toFrontend(family, "empty")))],
+    ["output", base("output", BEFORE_IPVS_OUT, FAMILIES.map((family) => toFrontend(family, "closed")))],
     [
       "postrouting",
       base("postrouting", BEFORE_MASQUERADE, [
@@ -229,18 +231,20 @@ export const fromNets = (family: Family, nets: string | undefined, to: string): 
   ],
 });
 
+/** Packets of flows that are established go on, `to` a chain or on their way; of others `end` is the end. */
+export const onlyKnown = (to: string | undefined, end: string): GateChain => ({
+  rules: [[...knownFlow, to === undefined ? verdict("accept") : goto(to)], [goto(end)]],
+});
+
 /** IPVS finds the list of servers by the whole mark, `mark`. */
 export const serveByMark = (marks: Marks, mark: number): GateChain => ({
   rules: [notTaken(marks), [...setMark(0, mark), verdict("accept")]],
 });
 
-/** NFT_REJECT_ICMPX_UNREACH and NFT_REJECT_ICMPX_PORT_UNREACH of nf_tables.h. */
-const REJECT: WireExpression = { name: "reject", data: { type: 2, code: 1 } };
-export const toWire = (one: GateExpression): WireExpression => one.op === "reject" ? REJECT : expressionToWire(one);
 /** Equal rules have equal texts, ours and those that the kernel gives back. */
 export const wireText = (rule: readonly WireExpression[]): string => JSON.stringify(rule.map(expressionFromWire));
 export const chainText = ({ base, rules }: GateChain): string =>
   JSON.stringify([
     base === undefined ? null : [base.type, base.hook, base.priority, base.policy],
-    rules.map((rule) => wireText(rule.map(toWire))),
+    rules.map((rule) => wireText(rule.map(expressionToWire))),
   ]);

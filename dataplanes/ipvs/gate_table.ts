@@ -31,7 +31,8 @@ import {
   type WireElement,
   type WireExpression,
 } from "../../src/kernel/netlink/schema/nftables.ts";
-import { chainText, type GateSet, keyLengthOf, keyTypeOf, toWire, wireText } from "./gate.ts";
+import { expressionToWire } from "../../src/kernel/netlink/schema/nftables_expression.ts";
+import { chainText, type GateSet, keyLengthOf, keyTypeOf, wireText } from "./gate.ts";
 import { elementId, type ElementValue, type Renderer, splitElementId } from "./render.ts";
 
 export const TABLE: TableName = { family: ProtocolFamily.Inet, table: "manx-ipvs" };
@@ -43,7 +44,17 @@ export interface TouchedParts {
   readonly elements: Iterable<string>;
 }
 
-const valueText = (value: ElementValue): string =>
+/** What a table holds, as texts that are equal where the things are. */
+export interface FoundGate {
+  readonly isThere: boolean;
+  readonly chains: ReadonlyMap<string, string>;
+  readonly sets: ReadonlyMap<string, string>;
+  /** By `elementId`. */
+  readonly elements: ReadonlyMap<string, ElementValue>;
+}
+
+/** `goto serve`; empty for an element of a set. */
+export const valueText = (value: ElementValue): string =>
   value === true ? "" : "chain" in value ? `${value.kind} ${value.chain}` : value.kind;
 
 export class GateTable {
@@ -110,6 +121,11 @@ export class GateTable {
     else for (const [key, one] of intervalsOf(elements)) put(key, one);
   }
 
+  get found(): FoundGate {
+    const { isThere, chains, sets, elements } = this;
+    return { isThere, chains, sets, elements };
+  }
+
   /** All that there is, so that every part of it is looked at. */
   keys(): TouchedParts {
     return { chains: this.chains.keys(), sets: this.sets.keys(), elements: this.elements.keys() };
@@ -144,7 +160,7 @@ export class GateTable {
       if (text !== undefined && is !== undefined) return { messages: this.replace(wanted), remove: () => 0 };
       if (chain !== undefined) {
         add.push(newChain(TABLE, name, chain.base));
-        for (const rule of chain.rules) rules.push(appendRule(TABLE, name, rule.map(toWire)));
+        for (const rule of chain.rules) rules.push(appendRule(TABLE, name, rule.map(expressionToWire)));
         after.push(() => this.chains.set(name, text!));
       } else {
         // They name one another: all are emptied before any goes.
@@ -203,7 +219,7 @@ export class GateTable {
     for (const name of sets.keys()) messages.push(createSet(name, sets.get(name)!, ++id));
     for (const name of chains.keys()) messages.push(newChain(TABLE, name, chains.get(name)!.base));
     for (const name of chains.keys()) {
-      for (const rule of chains.get(name)!.rules) messages.push(appendRule(TABLE, name, rule.map(toWire)));
+      for (const rule of chains.get(name)!.rules) messages.push(appendRule(TABLE, name, rule.map(expressionToWire)));
     }
     const batch = new ElementBatch();
     for (const key of elements.keys()) batch.add(key, elements.get(key)!);
@@ -284,7 +300,7 @@ function createSet(name: string, set: GateSet, id: number): NetlinkMessage {
 }
 
 const flagsOf = (set: GateSet): number => (set.interval ? SetFlag.Interval : 0) | (set.map ? SetFlag.Map : 0);
-const formText = (set: GateSet): string => `${keyTypeOf(set)} ${keyLengthOf(set)} ${flagsOf(set)}`;
+export const formText = (set: GateSet): string => `${keyTypeOf(set)} ${keyLengthOf(set)} ${flagsOf(set)}`;
 
 /** The key that follows; undefined after the last. */
 function keyAfter(key: string): string | undefined {

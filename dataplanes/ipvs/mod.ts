@@ -6,19 +6,25 @@ import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts
 import { explainError, UnavailableError } from "../../src/sdk/errors.ts";
 import { definePlugin, type Host } from "../../src/sdk/plugin.ts";
 import { isErrno } from "../../src/kernel/errors.ts";
+import { ServiceFlows } from "../../src/kernel/service_flows.ts";
 import { findFamily, NETLINK_GENERIC } from "../../src/kernel/netlink/generic.ts";
 import { IPVS_FAMILY } from "../../src/kernel/netlink/schema/ipvs.ts";
 import { GROUP_NFTABLES, NETLINK_NETFILTER, tableOf } from "../../src/kernel/netlink/schema/nftables.ts";
 import {
   parseAddressMessage,
+  RTM_DELADDR,
+  RTM_NEWADDR,
   RTNLGRP_IPV4_IFADDR,
   RTNLGRP_IPV6_IFADDR,
 } from "../../src/kernel/netlink/schema/rt_addr.ts";
+import { linkIndexOf, parseLink, RTM_NEWLINK, RTNLGRP_LINK } from "../../src/kernel/netlink/schema/rt_link.ts";
 import { type IpvsConfig, parseConfig } from "./config.ts";
+import { differences } from "./differences.ts";
 import { GateTable, TABLE } from "./gate_table.ts";
-import { Renderer } from "./render.ts";
-import { isServing, SERVICE_LINK, ServiceLink } from "./service_link.ts";
-import { VirtualServers } from "./virtual_servers.ts";
+import { Renderer, servicePlaces } from "./render.ts";
+import { isServing, SERVICE_LINK, ServiceLinks } from "./service_links.ts";
+import { Turns } from "./turns.ts";
+import { VirtualServers, type WriteReport } from "./virtual_servers.ts";
 
 const NETLINK_ROUTE = 0;
 /** How often retired servers are looked at. */
@@ -45,15 +51,19 @@ export default definePlugin({
   async open(config: IpvsConfig, host: Host): Promise<Dataplane> {
     using stack = new DisposableStack();
     const generic = stack.use(host.kernel.netlink(NETLINK_GENERIC));
-    const family = findFamily(generic, IPVS_FAMILY);
-    if (family === undefined) {
-      throw new UnavailableError("probe IPVS: found no generic netlink family IPVS, wanted a kernel with ip_vs");
-    }
     const netfilter = stack.use(host.kernel.netlink(NETLINK_NETFILTER));
     const route = stack.use(host.kernel.netlink(NETLINK_ROUTE));
-    return new IpvsDataplane(config, host, generic, family.id, netfilter, route, stack.move());
+    return new IpvsDataplane(config, host, generic, netfilter, route, stack.move());
   },
 });
+
+/** What is written to an IPVS that is not there. */
+const NO_IPVS: WriteReport = {
+  messages: 0,
+  problems: [
+    "probe IPVS: found no generic netlink family IPVS, wanted a kernel with the module ip_vs",
+  ],
+};
 
 class IpvsDataplane implements Dataplane {
   readonly capabilities = {
@@ -62,9 +72,11 @@ class IpvsDataplane implements Dataplane {
     atomicity: "object" as const,
   };
   readonly forwardMark: number;
-  private readonly virtual: VirtualServers;
+  /** Undefined: the kernel had no IPVS when it was last asked. */
+  private virtual: VirtualServers | undefined;
   private readonly gate: GateTable;
-  private readonly link: ServiceLink;
+  private readonly links: ServiceLinks;
+  private readonly flows: ServiceFlows;
   private renderer: Renderer;
   private desired: DesiredState | undefined;
   /** What the kernel holds is known. */
@@ -77,15 +89,14 @@ class IpvsDataplane implements Dataplane {
     private readonly config: IpvsConfig,
     private readonly host: Host,
     private readonly generic: NetlinkSocket,
-    family: number,
     private readonly netfilter: NetlinkSocket,
     private readonly route: NetlinkSocket,
     private readonly stack: DisposableStack,
   ) {
     this.forwardMark = config.forwardMark;
-    this.virtual = new VirtualServers(generic, family);
     this.gate = new GateTable(netfilter);
-    this.link = new ServiceLink(route);
+    this.links = new ServiceLinks(route);
+    this.flows = new ServiceFlows(host);
     this.renderer = new Renderer(config);
   }
 
@@ -100,15 +111,17 @@ class IpvsDataplane implements Dataplane {
     return this.bring(this.desired);
   }
 
-  private bring(desired: DesiredState): Report {
+  private async bring(desired: DesiredState): Promise<Report> {
     // Services were switched off, or never on: whoever else does them has the field.
     if (desired.services === undefined) return { ...this.clear(), generation: desired.generation };
     try {
-      const { messages, problems } = this.write(desired);
-      return { generation: desired.generation, converged: problems.length === 0, messages, problems };
+      const { messages, problems } = await this.write(desired);
+      const converged = problems.length === 0;
+      return { generation: desired.generation, converged, messages, problems: [...problems, ...this.flows.problems()] };
     } catch (error) {
       // Half of it may be there: look at the kernel, and begin from what is wanted.
       this.isKnown = false;
+      this.virtual = undefined;
       this.renderer = new Renderer(this.config);
       const problem = this.explain(error);
       this.host.log.error("services by IPVS failed", { generation: desired.generation, error: problem });
@@ -118,21 +131,35 @@ class IpvsDataplane implements Dataplane {
 
   private explain(error: unknown): string {
     if (isErrno(error, "EOPNOTSUPP") && error.operation.includes(SERVICE_LINK)) {
-      return `create link ${SERVICE_LINK}: found a kernel without dummy links, wanted one with the module dummy`;
+      return `create link ${SERVICE_LINK}0: found a kernel without dummy links, wanted one with the module dummy`;
     }
     return explainError(error);
   }
 
-  private write(desired: DesiredState): { messages: number; problems: readonly string[] } {
-    const isNew = !this.isKnown;
-    if (isNew) {
+  /** Asked each time until it is there: a module may be loaded at any time. */
+  private findVirtual(): VirtualServers | undefined {
+    const family = findFamily(this.generic, IPVS_FAMILY);
+    if (family === undefined) return undefined;
+    return new VirtualServers(this.generic, {
+      family: family.id,
+      open: () => this.host.kernel.netlink(NETLINK_GENERIC),
+      turns: () => new Turns(this.host.clock),
+    });
+  }
+
+  private async write(desired: DesiredState): Promise<{ messages: number; problems: readonly string[] }> {
+    const isNew = !this.isKnown, isNewVirtual = isNew || this.virtual === undefined;
+    this.virtual ??= this.findVirtual();
+    const { renderer, virtual } = this;
+    if (isNewVirtual && virtual !== undefined) {
       this.settings(desired);
-      this.link.read();
-      this.virtual.read();
+      await virtual.read();
+    }
+    if (isNew) {
+      this.links.read();
       this.gate.read();
     }
-    const { renderer } = this;
-    renderer.update(desired, this.link.local);
+    renderer.update(desired, this.links.local);
     const touched = {
       services: renderer.services.takeTouched(),
       addresses: renderer.addresses.takeTouched(),
@@ -143,6 +170,7 @@ class IpvsDataplane implements Dataplane {
     const all = <K extends string>(changed: Iterable<K>, wanted: Iterable<K>, there: Iterable<K>): Iterable<K> =>
       isNew ? new Set([...wanted, ...there]) : changed;
     const gateKeys = this.gate.keys();
+    const places = isNew ? servicePlaces(gateKeys.elements, this.links.local) : undefined;
     // Marks and refusals first: IPVS forwards nothing that policy could not tell. The addresses last: a packet comes here only when
     // all is ready. What goes, goes the other way round.
     const gate = this.gate.write({
@@ -150,17 +178,28 @@ class IpvsDataplane implements Dataplane {
       sets: all(touched.sets, renderer.sets.keys(), gateKeys.sets),
       elements: all(touched.elements, renderer.elements.keys(), gateKeys.elements),
     }, renderer);
-    const services = all(touched.services, renderer.services.keys(), this.virtual.keys());
-    const virtual = this.virtual.write(services, renderer.services, this.host.clock.nowMs());
-    const addresses = all(touched.addresses, renderer.addresses.keys(), this.link.keys());
-    const link = this.link.write(addresses, renderer.addresses);
+    const services = isNewVirtual ? new Set([...renderer.services.keys(), ...virtual?.keys() ?? []]) : touched.services;
+    // Without IPVS, the gate and the addresses stand all the same: what is for a service ends here, and leaves the node by no other way.
+    const written = virtual?.write(services, renderer.services, this.host.clock.nowMs()) ?? NO_IPVS;
+    const addresses = all(touched.addresses, renderer.addresses.keys(), this.links.keys());
+    const links = this.writeLinks(addresses);
     const removed = gate.remove();
-    this.isKnown = true;
+    this.isKnown = links.isKnown;
+    this.flows.follow(desired.services, places);
     this.drainWhileNeeded();
     return {
-      messages: gate.messages + virtual.messages + link.messages + removed,
-      problems: [...virtual.problems, ...link.problems, ...renderer.problems.values()],
+      messages: gate.messages + written.messages + links.messages + removed,
+      problems: [...written.problems, ...links.problems, ...renderer.problems.values()],
     };
+  }
+
+  /** A kernel that cannot make them is told of beside all else that is the matter. */
+  private writeLinks(addresses: Iterable<string>): WriteReport & { readonly isKnown: boolean } {
+    try {
+      return { ...this.links.write(addresses, this.renderer.addresses), isKnown: true };
+    } catch (error) {
+      return { messages: 0, problems: [this.explain(error)], isKnown: false };
+    }
   }
 
   private settings({ services }: DesiredState): void {
@@ -171,10 +210,12 @@ class IpvsDataplane implements Dataplane {
 
   private clear(): Report {
     this.isKnown = false;
+    this.flows.follow(undefined);
     this.renderer = new Renderer(this.config);
     try {
       // In the order in which things go: addresses, servers, marks.
-      const messages = this.link.sweep() + this.virtual.sweep() + this.gate.sweep();
+      this.virtual ??= this.findVirtual();
+      const messages = this.links.sweep() + (this.virtual?.sweep() ?? 0) + this.gate.sweep();
       return { generation: 0, converged: true, messages, problems: [] };
     } catch (error) {
       return { generation: 0, converged: false, messages: 0, problems: [explainError(error)] };
@@ -182,7 +223,7 @@ class IpvsDataplane implements Dataplane {
   }
 
   private drainWhileNeeded(): void {
-    if (this.isDraining || !this.virtual.isDraining) return;
+    if (this.isDraining || this.virtual?.isDraining !== true) return;
     this.isDraining = true;
     this.drained = this.drain(this.closing.signal);
   }
@@ -190,11 +231,11 @@ class IpvsDataplane implements Dataplane {
   private async drain(signal: AbortSignal): Promise<void> {
     const { clock, log } = this.host;
     try {
-      while (this.virtual.isDraining && !signal.aborted) {
+      while (this.virtual?.isDraining === true && !signal.aborted) {
         await clock.sleep(DRAIN_LOOK_MS, signal).catch(() => {});
         if (signal.aborted) return;
         try {
-          this.virtual.drain(clock.nowMs(), this.config.drainSeconds * 1_000);
+          this.virtual?.drain(clock.nowMs(), this.config.drainSeconds * 1_000);
         } catch (error) {
           log.warn("retired IPVS servers cannot be looked at, trying again", { error: explainError(error) });
         }
@@ -215,16 +256,16 @@ class IpvsDataplane implements Dataplane {
     const stop = AbortSignal.any([signal, this.closing.signal]);
     stop.addEventListener("abort", () => wake(), { once: true });
     using netfilter = this.host.kernel.netlink(NETLINK_NETFILTER, { groups: [GROUP_NFTABLES] });
-    using route = this.host.kernel.netlink(NETLINK_ROUTE, { groups: [RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR] });
+    const groups = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR];
+    using route = this.host.kernel.netlink(NETLINK_ROUTE, { groups });
     void follow(netfilter, stop, (message) => {
       if (message.portId === this.netfilter.portId) return;
       const table = tableOf(message);
       if (table?.table === TABLE.table && table.family === TABLE.family) alarm(`table inet ${TABLE.table} was changed`);
     }, alarm);
     void follow(route, stop, (message) => {
-      if (message.portId === this.route.portId) return;
-      const { index, address } = parseAddressMessage(message);
-      if (isServing(address)) alarm(`address ${formatAddress(address)} of link ${index} came or went`);
+      const reason = message.portId === this.route.portId ? undefined : this.driftOf(message);
+      if (reason !== undefined) alarm(reason);
     }, alarm);
     while (!stop.aborted) {
       const woken = new Promise<void>((resolve) => wake = resolve);
@@ -238,8 +279,7 @@ class IpvsDataplane implements Dataplane {
       }
       if (stop.aborted) return;
       if (reason === undefined) {
-        if (!this.isKnown) continue;
-        const difference = this.virtual.difference();
+        const difference = await this.differenceOfVirtual(stop);
         if (difference === undefined) continue;
         reason = `IPVS: ${difference}`;
       }
@@ -251,6 +291,46 @@ class IpvsDataplane implements Dataplane {
     }
   }
 
+  /** What an event of addresses or links says against what was written; undefined where it says nothing. */
+  private driftOf(message: NetlinkMessage): string | undefined {
+    if (message.type === RTM_NEWADDR || message.type === RTM_DELADDR) {
+      const { index, address } = parseAddressMessage(message);
+      return isServing(address) ? `address ${formatAddress(address)} of link ${index} came or went` : undefined;
+    }
+    // Every pod's link makes events of its own: no more of them is read than needs be.
+    if (!this.links.has(linkIndexOf(message))) return undefined;
+    const { name, up } = parseLink(message);
+    return message.type === RTM_NEWLINK && up ? undefined : `link ${name} is down or gone`;
+  }
+
+  /** Some of it may be unreadable for the moment: that is told with the next write. */
+  private async differenceOfVirtual(signal: AbortSignal): Promise<string | undefined> {
+    if (!this.isKnown || this.virtual === undefined) return undefined;
+    try {
+      return await this.virtual.difference(signal);
+    } catch (error) {
+      return `it cannot be read: ${explainError(error)}`;
+    }
+  }
+
+  /** Read anew, beside what is known: nothing of that changes. */
+  async diff(): Promise<readonly string[]> {
+    if (this.desired === undefined) return [];
+    const { services } = this.desired;
+    const virtual = this.findVirtual();
+    if (virtual === undefined && services !== undefined) throw new UnavailableError(NO_IPVS.problems[0]!);
+    const links = new ServiceLinks(this.route), gate = new GateTable(this.netfilter);
+    await virtual?.read();
+    links.read();
+    gate.read();
+    const wanted = new Renderer(this.config);
+    if (services !== undefined) wanted.update(this.desired, links.local);
+    return differences(
+      { services: virtual?.found, links, gate: gate.found },
+      services === undefined ? undefined : wanted,
+    );
+  }
+
   async sweep(): Promise<Report> {
     this.desired = undefined;
     return this.clear();
@@ -258,6 +338,7 @@ class IpvsDataplane implements Dataplane {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.closing.abort();
+    await this.flows[Symbol.asyncDispose]();
     await this.drained;
     this.stack.dispose();
   }

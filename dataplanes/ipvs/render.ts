@@ -24,6 +24,7 @@ import {
   type ServiceReference,
   type VirtualService,
 } from "../../src/kernel/netlink/schema/ipvs.ts";
+import type { ServicePlace } from "../../src/kernel/service_flows.ts";
 import type { Verdict } from "../../src/kernel/netlink/schema/nftables_expression.ts";
 import { Claims } from "./claims.ts";
 import { type IpvsConfig, LIST_MARK_SHIFTS } from "./config.ts";
@@ -36,6 +37,7 @@ import {
   type GateSet,
   insideOrOutside,
   netsOf,
+  onlyKnown,
   serveByMark,
 } from "./gate.ts";
 
@@ -65,6 +67,16 @@ const frontendBytes = (address: Address, protocol: number, port: number): string
 const elementKey = (address: Address, protocol: number, port: number): string =>
   `${address}${String.fromCharCode(protocol)}\0\0\0${String.fromCharCode(port >> 8, port & 0xff)}\0\0`;
 
+/** Of a concatenated key. */
+function fromElementKey(key: string): { readonly address: Address; readonly protocol: number; readonly port: number } {
+  const at = key.length - 8;
+  return {
+    address: key.slice(0, at) as Address,
+    protocol: key.charCodeAt(at),
+    port: key.charCodeAt(at + 4) << 8 | key.charCodeAt(at + 5),
+  };
+}
+
 /** A set's name and an element's key, as one key. */
 export const elementId = (set: string, key: string): string => `${set} ${key}`;
 export function splitElementId(id: string): { readonly set: string; readonly key: string } {
@@ -72,7 +84,22 @@ export function splitElementId(id: string): { readonly set: string; readonly key
   return { set: id.slice(0, at), key: id.slice(at + 1) };
 }
 
+/** Where the frontends of these elements are. On an address of the node, `local`, it is a node port. */
+export function servicePlaces(elements: Iterable<string>, local: readonly Address[]): readonly ServicePlace[] {
+  const places: ServicePlace[] = [];
+  for (const id of elements) {
+    if (!/^services[46] /.test(id)) continue;
+    const { address, ...rest } = fromElementKey(splitElementId(id).key);
+    places.push({ family: addressFamily(address), ...rest, ...local.includes(address) ? {} : { address } });
+  }
+  return places;
+}
+
 const gotoVerdict = (chain: string): Verdict => ({ kind: "goto", chain });
+
+const endOf = ({ empty }: BackendList): string => empty === "reject" ? Chain.Reject : Chain.Drop;
+/** Of servers that all drain IPVS picks none, and is silent to some who ask: the gate answers for it. */
+const takesNew = ({ backends }: BackendList): boolean => backends.some(({ draining }) => draining !== true);
 
 /** What IPVS can balance. */
 const PROTOCOLS_SERVED: readonly number[] = [PROTOCOLS.TCP, PROTOCOLS.UDP, PROTOCOLS.SCTP];
@@ -175,10 +202,11 @@ export class Renderer {
     for (const address of addresses) {
       const element = elementKey(address, protocol, port);
       this.claim(key, "elements", elementId(`services${family}`, element), gotoVerdict(entrance));
-      if (!hasServers) {
-        const verdict = gotoVerdict(frontend.backends.empty === "reject" ? Chain.Reject : Chain.Drop);
-        this.claim(key, "elements", elementId(`empty${family}`, element), verdict);
-      } else {
+      const closed = this.closedToNode(frontend);
+      if (closed !== undefined) {
+        this.claim(key, "elements", elementId(`closed${family}`, element), gotoVerdict(closed));
+      }
+      if (hasServers) {
         const service: VirtualService = { family, protocol, address, port, ...this.manner(frontend) };
         const servers = this.servers(frontend.backends);
         this.claim(key, "services", frontendBytes(address, protocol, port), { service, servers });
@@ -189,6 +217,19 @@ export class Renderer {
         this.claim(key, "elements", elementId(`addresses${family}`, address), true);
       }
     }
+  }
+
+  /**
+   * Where packets of the node's own processes go that IPVS would take as they leave, before anything else judges them. Their source is
+   * the service's own address by then: whether they may come is a question of the addresses that the node has otherwise.
+   */
+  private closedToNode({ key, backends, sources, family }: ServiceFrontend): string | undefined {
+    if (backends.backends.length === 0) return endOf(backends);
+    if (sources !== undefined) {
+      const ours = this.local.filter((address) => addressFamily(address) === family);
+      if (!sources.some((net) => ours.some((address) => cidrContains(net, address)))) return Chain.Drop;
+    }
+    return takesNew(backends) ? undefined : this.chain(key, "rest", onlyKnown(undefined, endOf(backends)));
   }
 
   private manner(
@@ -226,12 +267,14 @@ export class Renderer {
   /** The chain that packets to the frontend go to. */
   private entrance(frontend: ServiceFrontend): string {
     const { family, backends, outside, masqueradeOutside, sources } = frontend;
-    const inner = backends.backends.length > 0 ? Chain.Serve : backends.empty === "reject" ? Chain.Reject : Chain.Drop;
+    const serve = (list: BackendList, chain: string): string => {
+      if (list.backends.length === 0) return endOf(list);
+      return takesNew(list) ? chain : this.chain(frontend.key, "rest", onlyKnown(chain, endOf(list)));
+    };
+    const inner = serve(backends, Chain.Serve);
     const outer = outside !== undefined && outside !== backends
-      ? this.outside(frontend, outside)
-      : inner === Chain.Serve && masqueradeOutside
-      ? Chain.Masquerade
-      : inner;
+      ? serve(outside, this.outside(frontend, outside))
+      : serve(backends, masqueradeOutside ? Chain.Masquerade : Chain.Serve);
     const served = outer === inner ? inner : this.chain(frontend.key, "way", insideOrOutside(family, inner, outer));
     if (sources === undefined) return served;
     const nets = outermost(sources.filter((net) => cidrFamily(net) === family));
@@ -244,7 +287,7 @@ export class Renderer {
 
   /** Servers for traffic from outside alone are a service of their own, found by a mark. */
   private outside(frontend: ServiceFrontend, list: BackendList): string {
-    if (list.backends.length === 0) return list.empty === "reject" ? Chain.Reject : Chain.Drop;
+    if (list.backends.length === 0) return endOf(list);
     const { family, masqueradeOutside, affinitySeconds } = frontend;
     const mark = this.listMark(`${family} ${list.id} ${masqueradeOutside} ${affinitySeconds ?? ""}`, masqueradeOutside);
     if (mark === undefined) {

@@ -7,8 +7,8 @@ import { ConfigError } from "../../src/sdk/errors.ts";
 import { Claims } from "./claims.ts";
 import { parseConfig } from "./config.ts";
 import { chainText, fixedChains } from "./gate.ts";
-import { OUR_FLAG, Renderer } from "./render.ts";
-import { serviceText } from "./virtual_servers.ts";
+import { OUR_FLAG, Renderer, servicePlaces } from "./render.ts";
+import { serviceText } from "./found_servers.ts";
 
 const CONFIG = parseConfig(undefined);
 const LOCAL = ["192.0.2.9", "fd00::9"].map(parseAddress);
@@ -71,7 +71,9 @@ function text(renderer: Renderer): string {
     lines.push(`${serviceText(service)} ${service.scheduler}${stays} → ${to.join(" ")}`);
   }
   for (const address of renderer.addresses.keys()) lines.push(`address ${formatAddress(address as Address)}`);
-  const chains = [...renderer.chains.keys()].filter((name) => name.includes("-") && /^(way|from|list)-/.test(name));
+  const chains = [...renderer.chains.keys()].filter((name) =>
+    name.includes("-") && /^(way|from|list|rest)-/.test(name)
+  );
   lines.push(`${chains.length} chains`);
   return lines.sort().join("\n");
 }
@@ -170,6 +172,67 @@ test("one service changed touches what is its own, whatever the number of the ot
     return parts.map((part) => part.takeTouched().size);
   });
   expect(counts[1]).toEqual(counts[0]!);
+});
+
+/** Where packets to `where` go, by `set`: the chain, and where its last rule leads where it is one of the frontend's own. */
+function wayOf(renderer: Renderer, set: string, where: string): string | undefined {
+  const at = where.lastIndexOf(":"), address = parseAddress(where.slice(0, at)), port = Number(where.slice(at + 1));
+  const key = `${address}\x06\0\0\0${String.fromCharCode(port >> 8, port & 255)}\0\0`;
+  const value = renderer.elements.get(`${set} ${key}`);
+  if (value === undefined || value === true || !("chain" in value)) return undefined;
+  const chain = renderer.chains.get(value.chain)!;
+  const last = chain.rules.at(-1)!.at(-1)!;
+  return value.chain.startsWith("rest-") && last.op === "verdict" && "chain" in last.verdict
+    ? `known, else ${last.verdict.chain}`
+    : value.chain.replace(/-[^-]*$/, (tail) => tail.length > 12 ? "" : tail);
+}
+
+test("the node's own processes are refused what has no servers, and what is not for the node's addresses", () => {
+  const list = backends(["10.0.0.2 80"]);
+  const renderer = render([
+    frontend("10.96.0.1", 80, list),
+    frontend("10.96.0.2", 80, backends([])),
+    frontend("10.96.0.3", 80, backends([], "drop")),
+    frontend("198.51.100.1", 80, list, { scope: "external", sources: [parseCidr("192.0.2.0/24")] }),
+    frontend("198.51.100.2", 80, list, { scope: "external", sources: [parseCidr("203.0.113.0/24")] }),
+  ]);
+  const closed = (where: string) => wayOf(renderer, "closed4", `${where}:80`);
+  expect(["10.96.0.1", "10.96.0.2", "10.96.0.3", "198.51.100.1", "198.51.100.2"].map(closed)).toEqual([
+    undefined,
+    "end-reject",
+    "end-drop",
+    undefined,
+    "end-drop",
+  ]);
+});
+
+test("where all servers terminate, established flows go on and new ones are told, inside and outside", () => {
+  const gone = backends(["10.0.0.2 80 draining"]), goneSilently = backends(["10.0.0.2 81 draining"], "drop");
+  const renderer = render([
+    frontend("10.96.0.1", 80, gone),
+    frontend("10.96.0.2", 80, goneSilently),
+    frontend("10.96.0.3", 80, backends(["10.0.0.2 80 draining", "10.0.0.3 80"])),
+    frontend("198.51.100.1", 80, gone, { scope: "external", outside: gone }),
+  ]);
+  const both = (where: string) => ["services4", "closed4"].map((set) => wayOf(renderer, set, `${where}:80`));
+  expect(both("10.96.0.1")).toEqual(["known, else end-reject", "known, else end-reject"]);
+  expect(both("10.96.0.2")).toEqual(["known, else end-drop", "known, else end-drop"]);
+  expect(both("10.96.0.3")).toEqual(["serve", undefined]);
+  expect(both("198.51.100.1")).toEqual(["known, else end-reject", "known, else end-reject"]);
+  expect([...renderer.services.keys()].length).toBe(4);
+});
+
+test("frontends are known again by the elements of the gate", () => {
+  const renderer = render([
+    frontend("10.96.0.1", 80, backends(["10.0.0.2 80"])),
+    frontend("fd00:96::1", 53, backends([]), { protocol: 17 }),
+    frontend(undefined, 30080, backends(["10.0.0.2 80"])),
+  ]);
+  expect(servicePlaces(renderer.elements.keys(), LOCAL).toSorted((a, b) => a.port - b.port)).toEqual([
+    { family: 6, protocol: 17, port: 53, address: parseAddress("fd00:96::1") },
+    { family: 4, protocol: 6, port: 80, address: parseAddress("10.96.0.1") },
+    { family: 4, protocol: 6, port: 30080 },
+  ]);
 });
 
 test("of two who want one thing the smaller name has it, in whatever order they came", () => {

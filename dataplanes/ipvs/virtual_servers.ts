@@ -1,18 +1,14 @@
 /** IPVS as we know it to be, and the messages that bring it to what is wanted. */
 import type { NetlinkMessage, NetlinkSocket } from "../../src/sdk/kernel_door.ts";
-import { formatAddress } from "../../src/model/address.ts";
 import { PROTOCOLS } from "../../src/model/ports.ts";
 import { explainError } from "../../src/sdk/errors.ts";
 import { isErrno } from "../../src/kernel/errors.ts";
 import {
   deleteServer,
   deleteService,
-  type FoundServer,
-  getServers,
   getServices,
   newServer,
   newService,
-  parseServer,
   parseService,
   type RealServer,
   type ServiceReference,
@@ -21,15 +17,24 @@ import {
   type VirtualService,
 } from "../../src/kernel/netlink/schema/ipvs.ts";
 import type { Claims } from "./claims.ts";
-import { OUR_FLAG, serverKey, serviceKey, type WantedService } from "./render.ts";
+import {
+  endText,
+  findDifference,
+  type FoundService,
+  type FoundServices,
+  type IpvsDoor,
+  isOurs,
+  listServers,
+  readServices,
+  sameServer,
+  sameService,
+  serversOf,
+  serviceText,
+} from "./found_servers.ts";
+import { serverKey, serviceKey, type WantedService } from "./render.ts";
 
 /** Problems told one by one; of more only how many. */
 const PROBLEMS_TOLD = 20;
-
-interface ThereService {
-  readonly service: VirtualService;
-  readonly servers: Map<string, RealServer>;
-}
 
 /** A server that is to go when its connections have gone. */
 interface Draining {
@@ -43,77 +48,54 @@ export interface WriteReport {
   readonly problems: readonly string[];
 }
 
-const sameService = (a: VirtualService, b: VirtualService): boolean =>
-  a.scheduler === b.scheduler && a.flags === b.flags && a.persistenceSeconds === b.persistenceSeconds;
-const isDatagram = (service: ServiceReference): boolean => "protocol" in service && service.protocol === PROTOCOLS.UDP;
+/** What a message is about, for the case that it is refused. */
+interface Step {
+  readonly key: string;
+  readonly saying: () => string;
+  /** That is made or changed by it. */
+  readonly service?: VirtualService;
+}
 
-const PROTOCOL_NAMES = new Map<number, string>([[6, "tcp"], [17, "udp"], [132, "sctp"]]);
-export const serviceText = (one: ServiceReference): string =>
-  "firewallMark" in one
-    ? `mark 0x${one.firewallMark.toString(16)} IPv${one.family}`
-    : `${PROTOCOL_NAMES.get(one.protocol) ?? one.protocol} ${
-      one.family === 4 ? formatAddress(one.address) : `[${formatAddress(one.address)}]`
-    }:${one.port}`;
+const isDatagram = (service: ServiceReference): boolean => "protocol" in service && service.protocol === PROTOCOLS.UDP;
 
 export class VirtualServers {
   /** Ours, by `serviceKey`. */
-  private there = new Map<string, ThereService>();
+  private ours = new Map<string, FoundService>();
   /** Somebody else's services. */
   private foreign = new Set<string>();
   /** By service and server. */
   private readonly draining = new Map<string, Draining>();
   /** What the kernel refused is tried again with the next write. */
   private unsettled = new Set<string>();
+  /** Another one after each write. */
+  version = 0;
+  private isReading = false;
 
-  constructor(private readonly socket: NetlinkSocket, private readonly family: number) {}
+  constructor(private readonly socket: NetlinkSocket, readonly door: IpvsDoor) {}
 
-  /** What the kernel holds now: one dump of services and one for each of ours. @throws {KernelError} */
-  read(): void {
-    const { there, foreign } = this.found();
-    this.there = there;
-    this.foreign = foreign;
-    for (const [key, { service, server }] of this.draining) {
-      if (there.get(serviceKey(service))?.servers.has(serverKey(server)) !== true) this.draining.delete(key);
-    }
-  }
-
-  private found(): { there: Map<string, ThereService>; foreign: Set<string> } {
-    const there = new Map<string, ThereService>(), foreign = new Set<string>();
-    for (const message of this.socket.dump("list IPVS services", getServices(this.family))) {
-      const service = parseService(message);
-      const key = serviceKey(service);
-      if ((service.flags & OUR_FLAG) === 0) foreign.add(key);
-      else there.set(key, { service, servers: this.serversOf(service) });
-    }
-    return { there, foreign };
-  }
-
-  private serversOf(service: ServiceReference): Map<string, RealServer> {
-    const found = this.listServers(service);
-    return new Map(found.map(({ address, port, forwardMethod, weight }) => {
-      const server: RealServer = { address, port, forwardMethod, weight };
-      return [serverKey(server), server] as const;
-    }));
-  }
-
-  private listServers(service: ServiceReference): readonly FoundServer[] {
+  /** What the kernel holds now. Nobody may write meanwhile. @throws {KernelError} */
+  async read(): Promise<void> {
+    this.isReading = true;
     try {
-      const operation = `list IPVS servers of ${serviceText(service)}`;
-      return this.socket.dump(operation, getServers(this.family, service)).map(parseServer);
-    } catch (error) {
-      // Gone between the two dumps.
-      if (isErrno(error, "ESRCH")) return [];
-      throw error;
+      const { ours, foreign } = await readServices(this.door);
+      this.ours = new Map(ours);
+      this.foreign = new Set(foreign);
+    } finally {
+      this.isReading = false;
+      this.version++;
     }
+    for (const [key, { service, server }] of this.draining) {
+      if (this.ours.get(serviceKey(service))?.servers.has(serverKey(server)) !== true) this.draining.delete(key);
+    }
+  }
+
+  get found(): FoundServices {
+    return { ours: this.ours, foreign: this.foreign };
   }
 
   /** Every key that may be in need of a look. */
   keys(): Iterable<string> {
-    return this.there.keys();
-  }
-
-  get count(): number {
-    return this.there.size;
+    return this.ours.keys();
   }
 
   /**
@@ -122,24 +104,24 @@ export class VirtualServers {
    */
   write(keys: Iterable<string>, wanted: Pick<Claims<WantedService>, "get">, nowMs: number): WriteReport {
     const messages: NetlinkMessage[] = [];
-    const sayings: (() => string)[] = [];
-    /** By message: what it concerns. */
-    const about: string[] = [];
+    /** By message. */
+    const steps: Step[] = [];
     const problems: string[] = [];
-    const say = (key: string, message: NetlinkMessage, saying: () => string) => {
+    const say = (step: Step, message: NetlinkMessage) => {
       messages.push(message);
-      sayings.push(saying);
-      about.push(key);
+      steps.push(step);
     };
     const work = this.unsettled.size === 0 ? keys : new Set([...keys, ...this.unsettled]);
     this.unsettled = new Set();
+    this.version++;
     let told = 0;
     for (const key of work) {
-      const want = wanted.get(key), is = this.there.get(key);
+      const want = wanted.get(key), is = this.ours.get(key);
       if (want === undefined) {
         if (is === undefined) continue;
-        say(key, deleteService(this.family, is.service), () => `delete IPVS service ${serviceText(is.service)}`);
-        this.there.delete(key);
+        const saying = () => `delete IPVS service ${serviceText(is.service)}`;
+        say({ key, saying }, deleteService(this.door.family, is.service));
+        this.ours.delete(key);
         continue;
       }
       const { service } = want;
@@ -153,26 +135,27 @@ export class VirtualServers {
         continue;
       }
       if (is === undefined) {
-        say(key, newService(this.family, service), () => `make IPVS service ${serviceText(service)}`);
+        const saying = () => `make IPVS service ${serviceText(service)}`;
+        say({ key, saying, service }, newService(this.door.family, service));
       } else if (!sameService(is.service, service)) {
-        say(key, setService(this.family, service), () => `change IPVS service ${serviceText(service)}`);
+        const saying = () => `change IPVS service ${serviceText(service)}`;
+        say({ key, saying, service }, setService(this.door.family, service));
       }
       const servers = is?.servers ?? new Map<string, RealServer>();
-      this.there.set(key, { service, servers });
+      this.ours.set(key, { service, servers });
       this.writeServers(key, want, servers, nowMs, say);
     }
     if (told > PROBLEMS_TOLD) problems.push(`${told - PROBLEMS_TOLD} more IPVS services are somebody else's`);
     const errors = this.socket.attempt("write IPVS services", messages);
-    let refused = 0;
+    // The first of each service: a service that was not made cannot have servers.
+    const refused = new Map<string, string>();
     errors.forEach((error, i) => {
-      if (error === undefined) return;
-      this.unsettled.add(about[i]!);
-      if (refused++ < PROBLEMS_TOLD) problems.push(`${sayings[i]!()}: ${explainError(error)}`);
+      const step = steps[i]!;
+      if (error !== undefined && !refused.has(step.key)) refused.set(step.key, refusal(step, error));
     });
-    if (refused > PROBLEMS_TOLD) problems.push(`${refused - PROBLEMS_TOLD} more writes to IPVS were refused`);
-    for (const key of new Set(errors.flatMap((error, i) => error === undefined ? [] : [about[i]!]))) {
-      this.reread(key, wanted);
-    }
+    problems.push(...[...refused.values()].slice(0, PROBLEMS_TOLD));
+    if (refused.size > PROBLEMS_TOLD) problems.push(`${refused.size - PROBLEMS_TOLD} more IPVS services were refused`);
+    if (refused.size > 0) this.lookAgain(new Set(refused.keys()));
     return { messages: messages.length, problems };
   }
 
@@ -181,14 +164,18 @@ export class VirtualServers {
     { service, servers: wanted }: WantedService,
     there: Map<string, RealServer>,
     nowMs: number,
-    say: (key: string, message: NetlinkMessage, saying: () => string) => void,
+    say: (step: Step, message: NetlinkMessage) => void,
   ): void {
-    const text = ({ address, port }: RealServer) => `${formatAddress(address)} port ${port} of ${serviceText(service)}`;
+    const { family } = this.door;
+    const step = (verb: string, server: RealServer): Step => ({
+      key,
+      saying: () => `${verb} IPVS server ${endText(server)} of ${serviceText(service)}`,
+    });
     for (const [id, server] of wanted) {
       const is = there.get(id);
-      if (is?.weight === server.weight && is.forwardMethod === server.forwardMethod) continue;
+      if (is !== undefined && sameServer(is, server)) continue;
       const message = is === undefined ? newServer : setServer;
-      say(key, message(this.family, service, server), () => `put IPVS server ${text(server)}`);
+      say(step("put", server), message(family, service, server));
       there.set(id, server);
       this.draining.delete(key + id);
     }
@@ -199,44 +186,33 @@ export class VirtualServers {
         continue;
       }
       if (isDatagram(service)) {
-        say(key, deleteServer(this.family, service, server), () => `remove IPVS server ${text(server)}`);
+        say(step("remove", server), deleteServer(family, service, server));
         there.delete(id);
         continue;
       }
       const quiet = { ...server, weight: 0 };
       if (server.weight !== 0) {
-        say(key, setServer(this.family, service, quiet), () => `retire IPVS server ${text(server)}`);
+        say(step("retire", server), setServer(family, service, quiet));
         there.set(id, quiet);
       }
       if (!this.draining.has(key + id)) this.draining.set(key + id, { service, server: quiet, sinceMs: nowMs });
     }
   }
 
-  /** After a refusal: what is there is looked at, not thought of. */
-  private reread(key: string, wanted: Pick<Claims<WantedService>, "get">): void {
-    const service = this.there.get(key)?.service ?? wanted.get(key)?.service;
-    if (service === undefined) return;
-    this.there.delete(key);
-    try {
-      const { there, foreign } = this.foundOne(service);
-      if (there !== undefined) this.there.set(key, there);
-      if (foreign) this.foreign.add(key);
-      else this.foreign.delete(key);
-    } catch {
-      // Whoever asks next reads everything.
+  /** After refusals: what is there is looked at, not thought of. @throws {KernelError} */
+  private lookAgain(keys: ReadonlySet<string>): void {
+    const { family } = this.door;
+    for (const key of keys) {
+      this.unsettled.add(key);
+      this.ours.delete(key);
+      this.foreign.delete(key);
     }
-  }
-
-  private foundOne(service: ServiceReference): { there?: ThereService; foreign: boolean } {
-    const key = serviceKey(service);
-    for (const message of this.socket.dump("list IPVS services", getServices(this.family))) {
-      const one = parseService(message);
-      if (serviceKey(one) !== key) continue;
-      return (one.flags & OUR_FLAG) === 0
-        ? { foreign: true }
-        : { there: { service: one, servers: this.serversOf(one) }, foreign: false };
+    for (const message of this.socket.dump("list IPVS services", getServices(family))) {
+      const service = parseService(message), key = serviceKey(service);
+      if (!keys.has(key)) continue;
+      if (isOurs(service)) this.ours.set(key, { service, servers: serversOf(this.socket, family, service) });
+      else this.foreign.add(key);
     }
-    return { foreign: false };
   }
 
   get isDraining(): boolean {
@@ -245,6 +221,8 @@ export class VirtualServers {
 
   /** Removes retired servers whose connections have gone, and those that had `drainMs`. Returns how many messages it took. @throws {KernelError} */
   drain(nowMs: number, drainMs: number): number {
+    if (this.isReading) return 0;
+    const { family } = this.door;
     const byService = new Map<string, [string, Draining][]>();
     for (const entry of this.draining) {
       const key = serviceKey(entry[1].service);
@@ -254,49 +232,45 @@ export class VirtualServers {
     }
     const gone: NetlinkMessage[] = [];
     for (const [key, list] of byService) {
-      const found = new Map(this.listServers(list[0]![1].service).map((one) => [serverKey(one), one]));
+      const found = listServers(this.socket, family, list[0]![1].service);
+      const byKey = new Map(found.map((one) => [serverKey(one), one]));
       for (const [id, { service, server, sinceMs }] of list) {
-        const one = found.get(serverKey(server));
+        const one = byKey.get(serverKey(server));
         const isBusy = one !== undefined && one.activeConnections + one.inactiveConnections > 0;
         if (isBusy && nowMs - sinceMs < drainMs) continue;
         this.draining.delete(id);
-        this.there.get(key)?.servers.delete(serverKey(server));
-        if (one !== undefined) gone.push(deleteServer(this.family, service, server));
+        this.ours.get(key)?.servers.delete(serverKey(server));
+        if (one !== undefined) gone.push(deleteServer(family, service, server));
       }
     }
     if (gone.length > 0) this.socket.attempt("remove IPVS servers that were retired", gone);
     return gone.length;
   }
 
-  /** Whether the kernel holds what was written, as far as a look at some of it tells: the first difference. @throws {KernelError} */
-  difference(): string | undefined {
-    const { there, foreign } = this.found();
-    for (const [key, { service, servers }] of this.there) {
-      const is = there.get(key);
-      if (is === undefined) {
-        return foreign.has(key) ? `${serviceText(service)} became somebody else's` : `${serviceText(service)} is gone`;
-      }
-      if (!sameService(is.service, service)) return `${serviceText(service)} was changed`;
-      const same = is.servers.size === servers.size &&
-        [...servers].every(([id, { weight, forwardMethod }]) => {
-          const one = is.servers.get(id);
-          return one?.weight === weight && one.forwardMethod === forwardMethod;
-        });
-      if (!same) return `servers of ${serviceText(service)} were changed`;
-    }
-    for (const [key, { service }] of there) if (!this.there.has(key)) return `${serviceText(service)} appeared`;
-    for (const key of this.foreign) if (!foreign.has(key)) return "somebody else's service is gone";
-    return undefined;
+  /** Whether the kernel holds what was written, looked at in turns: the first difference. @throws {KernelError} */
+  async difference(signal: AbortSignal): Promise<string | undefined> {
+    return await findDifference(this.door, this, signal);
   }
 
   /** Deletes all of ours. Returns how many there were. @throws {KernelError} */
   sweep(): number {
-    this.read();
-    const messages = [...this.there.values()].map(({ service }) => deleteService(this.family, service));
-    if (messages.length > 0) this.socket.request("delete IPVS services", messages);
-    this.there.clear();
+    const { family } = this.door;
+    const ours = this.socket.dump("list IPVS services", getServices(family)).map(parseService).filter(isOurs);
+    if (ours.length > 0) {
+      this.socket.request("delete IPVS services", ours.map((service) => deleteService(family, service)));
+    }
+    this.ours.clear();
+    this.foreign.clear();
     this.draining.clear();
     this.unsettled.clear();
-    return messages.length;
+    this.version++;
+    return ours.length;
   }
+}
+
+function refusal({ saying, service }: Step, error: Error): string {
+  if (service !== undefined && isErrno(error, "ENOENT")) {
+    return `${saying()}: found a kernel without the scheduler ${service.scheduler}, wanted the module ip_vs_${service.scheduler}`;
+  }
+  return `${saying()}: ${explainError(error)}`;
 }

@@ -3,6 +3,7 @@ import { readFileSync, writeSync } from "node:fs";
 import { PR, prctl } from "../kernel/libc.ts";
 import { namespacePath } from "../kernel/netns.ts";
 import { explainError } from "../sdk/errors.ts";
+import { lackOfKernel } from "./dataplanes.ts";
 import { Machine } from "./machine.ts";
 import {
   COLOURED,
@@ -26,7 +27,7 @@ import { childEnvironment, type SelfCommand, selfCommand } from "./self.ts";
 
 export interface LabOptions {
   readonly files: readonly string[];
-  /** A built-in name, or the absolute path of a plugin file; default nftables. */
+  /** A built-in name, or the absolute path of a plugin file; default nftables. `ipvs`: services by it, policy by nftables. */
   readonly dataplane?: string;
   /** Leave each sandbox standing when its steps are done, until interrupted, and say how to enter it. */
   readonly keep?: boolean;
@@ -41,6 +42,8 @@ export interface LabOptions {
   /** Where problems go; default: standard error. */
   readonly complain?: (text: string) => void;
 }
+
+const DEFAULT_DATAPLANE = "nftables";
 
 /** Exit statuses. */
 export const LAB_HOLDS = 0;
@@ -90,6 +93,12 @@ export async function runLab(options: LabOptions): Promise<number> {
     return LAB_CANNOT_RUN;
   }
 
+  const lack = lackOfKernel(options.dataplane ?? DEFAULT_DATAPLANE);
+  if (lack !== undefined) {
+    complain(`${lack}\n`);
+    return LAB_CANNOT_RUN;
+  }
+
   const refusal = tryNamespaces();
   if (refusal !== undefined) {
     if (process.env[INSIDE] === undefined) return await runInUserNamespace(options, complain);
@@ -135,7 +144,7 @@ async function runOne(
   const paint = paintOf(options);
   const say = options.json === true ? () => {} : write;
   say(renderTitle(scenario, paint));
-  const dataplane = options.dataplane ?? "nftables";
+  const dataplane = options.dataplane ?? DEFAULT_DATAPLANE;
   const report = await runScenario(scenario, {
     dataplane,
     self: options.self ?? selfCommand(),

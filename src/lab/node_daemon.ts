@@ -16,6 +16,7 @@ import type { ErrorReply } from "../sdk/attach.ts";
 import { ManxError } from "../sdk/errors.ts";
 import type { NetworkNamespace } from "../sdk/kernel_door.ts";
 import { POOLS } from "./address_plan.ts";
+import { dataplaneConfig, isForServices } from "./dataplanes.ts";
 import { childEnvironment, type SelfCommand } from "./self.ts";
 
 const READY_DEADLINE_MS = 20_000;
@@ -36,6 +37,7 @@ export interface NodeDaemonOptions {
   readonly directory: string;
   /** The datastore file that all nodes share. */
   readonly datastore: string;
+  /** As `--dataplane` has it. */
   readonly dataplane: string;
   /** Whether it forwards for services. */
   readonly services?: boolean;
@@ -198,12 +200,6 @@ export class NodeDaemon implements AsyncDisposable {
   }
 }
 
-/** The machine's own lock is not for its sandboxes: each node has tables of its own, and whoever is not root may not take it. */
-const dataplaneConfig = ({ dataplane, directory }: NodeDaemonOptions): unknown => ({
-  use: dataplane,
-  ...dataplane === "iptables" ? { config: { lockFile: join(directory, "xtables.lock") } } : {},
-});
-
 function daemonConfig(options: NodeDaemonOptions): unknown {
   const pools = POOLS.filter(({ family }) => options.families.includes(family));
   return {
@@ -217,9 +213,9 @@ function daemonConfig(options: NodeDaemonOptions): unknown {
     },
     cni: { use: "veth" },
     policy: [{ use: "kubernetes" }, { use: "calico" }],
-    dataplane: dataplaneConfig(options),
+    dataplane: dataplaneConfig(options.dataplane, options.directory),
     routing: { use: "direct" },
-    ...options.services ? { services: { enabled: true } } : {},
+    ...options.services || isForServices(options.dataplane) ? { services: { enabled: true } } : {},
     api: { socket: join(options.directory, "manx.sock") },
     // A daemon of a lab attaches a handful of pods in its life.
     rehearsal: false,

@@ -60,6 +60,8 @@ export const ALLOW_DEADLINE_MS = 2_000;
 export const RETRY_AT_MS: readonly number[] = [150, 500, 1_000];
 /** Probes at once; each holds up to a handful of descriptors. */
 export const MAX_IN_FLIGHT = 1_000;
+/** So long at a stretch are probes started: on a slow machine the first ones would wait for all the others, past their deadline. */
+const START_SLICE_MS = 20;
 /** The JS thread is given back this often, for signals and the output of children. */
 const POLL_SLICE_MS = 10;
 /** Source ports and echo identifiers, used in turn: as Linux's own ephemeral ports, so that no served port is among them. */
@@ -152,7 +154,10 @@ export class Prober implements Disposable {
       let started = 0;
       while (started < probes.length || this.#flights.size > 0) {
         signal?.throwIfAborted();
-        while (started < probes.length && this.#flights.size < MAX_IN_FLIGHT) this.#start(started, probes[started++]!);
+        const startUntilMs = performance.now() + START_SLICE_MS;
+        while (started < probes.length && this.#flights.size < MAX_IN_FLIGHT && performance.now() < startUntilMs) {
+          this.#start(started, probes[started++]!);
+        }
         // What is due is judged only after a look at the sockets that began when it was due: a late process is no silence.
         const lookedAtMs = performance.now();
         const untilDueMs = started < probes.length ? 0 : this.#nextDueMs() - lookedAtMs;

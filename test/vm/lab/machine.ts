@@ -46,6 +46,8 @@ export interface Command {
   /** At the same path there, and written through. */
   readonly writable: readonly string[];
   readonly timeoutMs: number;
+  /** A descriptor for what it says, on stdout and stderr; absent: each goes to this process's own. */
+  readonly output?: number | undefined;
 }
 
 /** The command's exit status. @throws {LabUnavailable} where the guest does not come up; {Error} where it ends without a status, or in time */
@@ -55,7 +57,7 @@ export async function runInMachine(kernel: LabKernel, command: Command): Promise
   try {
     for (let attempt = 1;; attempt++) {
       await using machine = await Machine.start(kernel, command, join(scratch, String(attempt)));
-      if (await machine.boots()) return await machine.follow(command.timeoutMs);
+      if (await machine.boots()) return await machine.follow(command);
       const said = machine.lastWords();
       if (attempt === BOOT_ATTEMPTS) throw new LabUnavailable(`the guest did not boot:\n${said}`);
       console.error(`the guest did not boot, trying again:\n${said}`);
@@ -178,10 +180,10 @@ class Machine implements AsyncDisposable {
   }
 
   /** Copies what the command says until it has ended; its status. */
-  async follow(timeoutMs: number): Promise<number> {
+  async follow({ timeoutMs, output }: Pick<Command, "timeoutMs" | "output">): Promise<number> {
     const deadlineMs = performance.now() + timeoutMs;
-    using out = new Follower(join(this.at, "control", "out"), 1);
-    using err = new Follower(join(this.at, "control", "err"), 2);
+    using out = new Follower(join(this.at, "control", "out"), output ?? 1);
+    using err = new Follower(join(this.at, "control", "err"), output ?? 2);
     let endedMs: number | undefined;
     while (this.isAlive) {
       out.copy();
