@@ -1,7 +1,8 @@
 import { serveApi } from "../api/server.ts";
 import { loadConfig } from "../host/config.ts";
-import { loadPlugins, runDaemon } from "../host/daemon.ts";
+import { runDaemon } from "../host/daemon.ts";
 import { createLog } from "../host/log.ts";
+import { loadPlugins } from "../host/parts.ts";
 import { PR, prctl } from "../kernel/libc.ts";
 import { print } from "./output.ts";
 

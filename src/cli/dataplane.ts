@@ -49,19 +49,25 @@ export async function runDataplaneSwitch(
   const reply = await call<DataplaneSwitchReply>(options.socket, "POST", PATHS.dataplaneSwitch, request);
   if (options.output === "json") print(JSON.stringify(reply, null, 2));
   else {
-    print(
-      `switched from ${reply.from} to ${reply.to} in ${
-        Math.round(reply.tookMs)
-      } ms; both were in force and as wanted at generation ${reply.generation}`,
-    );
+    print(switchText(reply));
     for (const line of reply.left) complain(`manx: ${line}; it is tried again`);
     if (reply.record !== undefined) {
       print(
-        `${reply.config} still names ${reply.from}: edit it (dataplane: { use: ${reply.to} }); until then ${reply.record} holds`,
+        `${reply.config} still names ${reply.configured}: edit it (dataplane: { use: ${reply.to} }); until then ${reply.record} holds`,
       );
     }
   }
   return reply.left.length === 0 ? 0 : 1;
+}
+
+function switchText({ from, to, tookMs, generation, compared: { packets, complete } }: DataplaneSwitchReply): string {
+  if (from === to) return `${to} is in force already: nothing to do`;
+  const asked = packets === 0
+    ? "neither could be asked about packets"
+    : `they decided alike about ${complete ? "all" : "the first"} ${packets} packets that could tell them apart`;
+  return `switched from ${from} to ${to} in ${
+    Math.round(tookMs)
+  } ms; ${asked}, and both were in force and as wanted at generation ${generation}`;
 }
 
 /** Of the slot, YAML. */

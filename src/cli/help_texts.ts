@@ -5,9 +5,11 @@ Reads the kernel and holds it against what the daemon wants there: "- " is found
 nothing. Exit status: 0 equal (nothing is printed), 1 it differs, 2 it cannot be told.`;
 
 export const SWITCH_HELP = `
-On a running node, without a gap: the new dataplane is tried in an empty network namespace, put in force beside the old one and read back; while
-both are in force a packet has to pass both. Then the old one is removed. Established connections live. Where anything is not as
-wanted, the old one stays, and what was made of the new one is removed.
+On a running node, without a gap: the new dataplane is tried in an empty network namespace, and both are asked about the packets that would tell
+them apart: for every endpoint and every rule, those that just match and those that just miss. Where they differ about one, nothing is changed and
+that packet is named. Then the new one is put in force beside the old one and read back; while both are in force a packet has to pass
+both. Then the old one is removed. Established connections live. Where anything is not as wanted, the old one stays, and what was made of
+the new one is removed.
 
 The configuration file is yours and is not written. The daemon remembers the switch in its state directory, so that it outlives restarts, for as
 long as the configuration names the dataplanes that it names now: edit it afterwards, and it has the last word again.`;

@@ -49,6 +49,7 @@ export function renderStatus(status: StatusReply, paint: Paint): string {
       "kernel",
       `${counters.applies} changes, ${counters.messages} messages, ${counters.resyncs} repairs, ${counters.failures} failures`,
     ],
+    ...(dataplane.lastRepair === undefined ? [] : [["repaired", repairText(dataplane.lastRepair)] as [string, string]]),
     ...(status.logs === undefined ? [] : [["logs", logsText(status.logs, paint)] as [string, string]]),
     ...(status.flowCuts === undefined ? [] : [["flows", flowsText(status.flowCuts)] as [string, string]]),
     ["problems", problems.length === 0 ? "none" : paint.bad(String(problems.length))],
@@ -66,7 +67,11 @@ const EFFECTS: Readonly<Record<StatusReply["problems"][number]["effect"], string
   "fail-closed": "what it selects is denied",
   ignored: "left out",
   "not-in-force": "being tried again",
+  "in-force": "policy is in force",
 };
+
+const repairText = ({ agoMs, reason, notes }: NonNullable<StatusReply["dataplane"]["lastRepair"]>): string =>
+  [`${duration(agoMs)} ago: ${reason}`, ...notes].join("; ");
 
 const logsText = (
   { packets, kept, lost, readers, skipped }: NonNullable<StatusReply["logs"]>,

@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import type { Aspect, Dataplane } from "../sdk/dataplane.ts";
 import { parseConfig } from "./config.ts";
-import { checkAspects } from "./daemon.ts";
+import { checkAspects } from "./aspects.ts";
 
 const slot = (name: string, aspects: readonly Aspect[], marks: Partial<Dataplane> = {}) => ({
   name,

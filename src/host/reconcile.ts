@@ -60,10 +60,20 @@ interface Target {
   generation: number;
   converged: boolean;
   problems: readonly string[];
-  drifted: boolean;
+  /** Why, last of all; undefined: it has not. */
+  drifted: string | undefined;
+  /** What somebody else had done last, and was undone. */
+  lastRepair: Repair | undefined;
   failuresInARow: number;
   retryAtMs: number;
   lastApply: { messages: number; ms: number } | null;
+}
+
+export interface Repair {
+  readonly atMs: number;
+  readonly reason: string;
+  /** What the owner of that part of the kernel has to tell of it. */
+  readonly notes: readonly string[];
 }
 
 interface Waiter {
@@ -194,7 +204,12 @@ export class Reconciler {
   status(): {
     wanted: number;
     applied: number;
-    dataplane: { converged: boolean; lastApply: { messages: number; ms: number } | null; problems: readonly string[] };
+    dataplane: {
+      converged: boolean;
+      lastApply: { messages: number; ms: number } | null;
+      problems: readonly string[];
+      lastRepair: Repair | undefined;
+    };
     routing: { converged: boolean; problems: readonly string[] };
     endpoints: number;
     problems: readonly Problem[];
@@ -209,6 +224,7 @@ export class Reconciler {
         converged: this.#started && policy.every((target) => target.converged),
         lastApply: policy.find((target) => target.lastApply !== null)?.lastApply ?? null,
         problems: policy.flatMap((target) => target.problems),
+        lastRepair: policy.flatMap(({ lastRepair }) => lastRepair ?? []).sort((a, b) => b.atMs - a.atMs)[0],
       },
       routing: { converged: this.#started && routing.converged, problems: routing.problems },
       endpoints: desired.workloads.size,
@@ -219,7 +235,7 @@ export class Reconciler {
   #isDue(): boolean {
     if (!this.#inbox.synced) return false;
     if (!this.#started || this.#inbox.pending > 0 || this.#local.size > 0) return true;
-    return this.#targets.some((target) => target.drifted || this.#retryIsDue(target));
+    return this.#targets.some((target) => target.drifted !== undefined || this.#retryIsDue(target));
   }
 
   #retryIsDue(target: Target): boolean {
@@ -277,9 +293,10 @@ export class Reconciler {
     const { clock, log } = this.#parts;
     const wanted = target.wanted(state);
     const { drifted, failuresInARow } = target;
-    if (target.given === wanted && !drifted && !this.#retryIsDue(target)) return false;
+    if (target.given === wanted && drifted === undefined && !this.#retryIsDue(target)) return false;
     const startedMs = clock.nowMs();
-    target.drifted = false;
+    target.drifted = undefined;
+    const knownProblems = target.problems;
     try {
       let report: Report | undefined;
       let messages = 0;
@@ -290,15 +307,21 @@ export class Reconciler {
         this.counters.applies++;
       }
       // A second failure says that what is remembered of the kernel may be wrong: look at the kernel itself.
-      if (target.resync !== undefined && (drifted || failuresInARow > 1 && !report!.converged)) {
+      if (target.resync !== undefined && (drifted !== undefined || failuresInARow > 1 && !report!.converged)) {
         report = await target.resync(signal);
         messages += report.messages;
         this.counters.resyncs++;
       }
       this.counters.messages += messages;
-      target.generation = report!.generation;
       target.converged = report!.converged && report!.generation >= wanted.generation;
+      // What did not come in force whole leaves in force what was.
+      if (report!.converged) target.generation = report!.generation;
       target.problems = report!.problems;
+      const news = report!.problems.filter((problem) => !knownProblems.includes(problem));
+      if (target.converged) { for (const problem of news) log.warn(`${target.name}: ${problem}`); }
+      if (drifted !== undefined && messages > 0) {
+        target.lastRepair = { atMs: clock.nowMs(), reason: drifted, notes: news };
+      }
       target.lastApply = { messages, ms: Math.round((clock.nowMs() - startedMs) * 1000) / 1000 };
     } catch (error) {
       if (signal.aborted) return true;
@@ -339,7 +362,7 @@ export class Reconciler {
       try {
         for await (const what of target.drift(signal)) {
           log.info(`${target.name}: changed by someone else, looking`, { what });
-          target.drifted = true;
+          target.drifted = what;
           this.#wake();
         }
         if (signal.aborted) return;
@@ -351,7 +374,7 @@ export class Reconciler {
       await clock.sleep(pauseMs, signal).catch(() => {});
       pauseMs = Math.min(RETRY_LONGEST_MS, pauseMs * 2);
       // Events may have been missed.
-      target.drifted = true;
+      target.drifted = "changes of others may have been missed";
       this.#wake();
     }
   }
@@ -406,7 +429,8 @@ function newTarget(part: Pick<Target, "name" | "apply" | "resync" | "drift" | "w
     generation: 0,
     converged: false,
     problems: [],
-    drifted: false,
+    drifted: undefined,
+    lastRepair: undefined,
     failuresInARow: 0,
     retryAtMs: 0,
     lastApply: null,

@@ -137,6 +137,35 @@ test("an empty world is written once as well: what an earlier run left must go",
   expect(recorder.calls).toHaveLength(1);
 });
 
+test("what is not in force whole leaves in force the generation that was, whatever its owner says", async () => {
+  const { recorder, reconciler } = start();
+  reconciler.put({ changes: [], synced: true });
+  await reconciler.programmed([], DEADLINE_MS);
+  const { applied } = reconciler.status();
+  recorder.answers = Array.from({ length: 50 }, () => ({ converged: false, problems: ["held by somebody"] }));
+  reconciler.put({ changes: [endpoint("x", 1)], synced: true });
+  await expect(reconciler.programmed([wanted("x", 1)], 50)).rejects.toThrow("held by somebody");
+  expect(reconciler.status()).toMatchObject({ wanted: applied + 1, applied });
+  recorder.answers = [];
+  await reconciler.programmed([wanted("x", 1)], DEADLINE_MS);
+  expect(reconciler.status()).toMatchObject({ wanted: applied + 1, applied: applied + 1 });
+});
+
+test("what somebody else had changed stays known after it is put right, and after the next change", async () => {
+  const { recorder, reconciler } = start();
+  reconciler.put({ changes: [], synced: true });
+  await reconciler.programmed([], DEADLINE_MS);
+  expect(reconciler.status().dataplane.lastRepair).toBeUndefined();
+  recorder.answers = [{ problems: ["a rule of theirs was moved"] }];
+  recorder.drifted.resolve("the table was changed");
+  const repaired = { reason: "the table was changed", notes: ["a rule of theirs was moved"] };
+  while (reconciler.status().dataplane.lastRepair === undefined) await Bun.sleep(1);
+  expect(reconciler.status().dataplane).toMatchObject({ problems: repaired.notes, lastRepair: repaired });
+  reconciler.put({ changes: [endpoint("x", 1)], synced: true });
+  await reconciler.programmed([wanted("x", 1)], DEADLINE_MS);
+  expect(reconciler.status().dataplane).toMatchObject({ problems: [], lastRepair: repaired });
+});
+
 test("what arrives while a transaction is under way goes into one next transaction", async () => {
   const { recorder, reconciler } = start();
   const { promise, resolve } = Promise.withResolvers<void>();

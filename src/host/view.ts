@@ -57,7 +57,8 @@ export interface ProblemView {
   readonly subject: string;
   readonly path: string;
   readonly message: string;
-  readonly effect: "refused" | "last-good" | "fail-closed" | "ignored" | "not-in-force";
+  /** `not-in-force`: tried again until it is; `in-force`: what is wanted is in force all the same. */
+  readonly effect: "refused" | "last-good" | "fail-closed" | "ignored" | "not-in-force" | "in-force";
 }
 
 export interface TimingView {
@@ -85,6 +86,8 @@ export interface StatusView {
     readonly converged: boolean;
     readonly lastApply: { readonly messages: number; readonly ms: number } | null;
     readonly problems: readonly string[];
+    /** What somebody else had changed last and was put right: how long ago, why we looked, what there is to tell. Absent: nothing yet. */
+    readonly lastRepair?: { readonly agoMs: number; readonly reason: string; readonly notes: readonly string[] };
   };
   readonly routing: { readonly use: string; readonly converged: boolean; readonly problems: readonly string[] };
   /** Logged packets; absent: no dataplane logs any. */
@@ -142,7 +145,7 @@ export interface DataplaneDiffView {
   }[];
 }
 
-/** A dataplane was exchanged for another. */
+/** A dataplane was exchanged for another, or is in force already: then `from` is `to`, and nothing was done. */
 export interface DataplaneSwitchView {
   readonly from: string;
   readonly to: string;
@@ -150,6 +153,8 @@ export interface DataplaneSwitchView {
   readonly generation: number;
   /** Sent to the kernel for the new one. */
   readonly messages: number;
+  /** Packets about which both were asked before anything changed, and decided alike; `complete`: there was nothing more worth asking. */
+  readonly compared: { readonly packets: number; readonly complete: boolean };
   readonly tookMs: number;
   /** From when both were in force and checked to when nothing was left of the old one. */
   readonly overlapMs: number;
@@ -157,7 +162,8 @@ export interface DataplaneSwitchView {
   readonly left: readonly string[];
   /** The configuration file. */
   readonly config: string;
-  /** Where the switch is remembered; absent: the configuration says the same. */
+  /** What the configuration names in its place, and where the switch is remembered; absent: it names this one. */
+  readonly configured?: string;
   readonly record?: string;
 }
 

@@ -1,6 +1,6 @@
 import type { Family } from "../model/address.ts";
 import type { DesiredState, Packet, PolicyList, RouteState } from "../model/desired.ts";
-import type { Decision } from "../model/evaluate.ts";
+import type { Decision, Path } from "../model/evaluate.ts";
 import type { Direction } from "../model/rule.ts";
 
 export type Aspect = "policy" | "services" | "nat";
@@ -54,6 +54,12 @@ export interface LostPackets {
   readonly lost: number;
 }
 
+/**
+ * What becomes of a new connection's first packet on its way through this node, by rules that are walked as the kernel walks them.
+ * @throws {Error} where a rule has no known meaning: a guess would be worse than none
+ */
+export type PacketJudge = (path: Path) => "allow" | "deny";
+
 export interface Dataplane extends AsyncDisposable {
   /** Probed at open, never guessed from a version. */
   readonly capabilities: {
@@ -75,6 +81,14 @@ export interface Dataplane extends AsyncDisposable {
    */
   diff?(signal?: AbortSignal): Promise<readonly string[]>;
   /**
+   * Judges packets by the rules of the moment; later changes do not change its answers. By the rules that the kernel has, where they can be
+   * read back as such, otherwise by those that were rendered and that `diff` holds against the kernel. Either way by the rules alone: never by
+   * `DesiredState`, whose reading of policy it is there to check (`manx dataplane switch` compares two dataplanes so). Translation of addresses
+   * is the asker's: packets are given as they are after it. Absent: it does not judge packets, or cannot tell. @throws {Error} where the
+   * kernel cannot be read
+   */
+  tracer?(signal?: AbortSignal): Promise<PacketJudge>;
+  /**
    * What the rules of a list have decided since they came into force. A rule's counter is one for all endpoints that the rule
    * applies to, and survives changes of other rules; the defaults of a list (of a tier, and where no profile matches) are
    * counted for the list, from its last change on. Staged policies count what they would have decided. Absent: it does not
@@ -91,6 +105,11 @@ export interface Dataplane extends AsyncDisposable {
    * policy says. Who sets it: src/host/cuts/flow_cuts.ts. Absent: it cannot.
    */
   readonly cutMark?: number | undefined;
+  /**
+   * Packets of established flows that go past rules and connection tracking meet both again from the next one on. Who marks or removes flows
+   * calls it right after. Absent: none go past. @throws {Error} where the kernel refuses
+   */
+  recheckFlows?(): void;
   /**
    * One bit of the packet mark: what carries it, this dataplane has forwarded (a service's packet to its backend) and it never meets the
    * FORWARD hook, only OUTPUT and POSTROUTING. The owner of policy must judge it there. Absent: all that is forwarded meets FORWARD.

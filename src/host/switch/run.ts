@@ -5,6 +5,7 @@ import type { KernelDoor } from "../../sdk/kernel_door.ts";
 import type { Aspect } from "../../sdk/dataplane.ts";
 import { explainError, RefusedError, UnavailableError } from "../../sdk/errors.ts";
 import type { Clock, Log } from "../../sdk/plugin.ts";
+import { type Compared, compareJudges } from "./compare.ts";
 import { type OpenDataplane, type SwitchableDataplane, tryOut } from "./switch.ts";
 import { type DataplaneRecord, recordedOf, type RecordedSlot } from "./record.ts";
 import type { Config, Slot } from "../config.ts";
@@ -21,6 +22,8 @@ export interface SwitchParts {
   readonly config: Config;
   readonly record: DataplaneRecord;
   readonly dataplanes: readonly SwitchableDataplane[];
+  /** The daemon's own. */
+  readonly kernel: KernelDoor;
   readonly clock: Clock;
   readonly log: Log;
   /** Everything known so far is in force. */
@@ -42,6 +45,8 @@ export type SwitchDataplane = (
 export function createDataplaneSwitch(parts: SwitchParts, left: Pick<LeftDataplanes, "isDone">): SwitchDataplane {
   let isBusy = false;
   return async (request, signal) => {
+    const unchanged = alreadyInForce(parts, request);
+    if (unchanged !== undefined) return unchanged;
     if (isBusy) throw new UnavailableError("switch: found another one under way, wanted none");
     if (!left.isDone() || parts.dataplanes.some(({ isSettled }) => !isSettled)) {
       throw new UnavailableError(
@@ -57,18 +62,54 @@ export function createDataplaneSwitch(parts: SwitchParts, left: Pick<LeftDatapla
   };
 }
 
+type Request = Parameters<SwitchDataplane>[0];
+
+const policySlot = ({ dataplanes }: SwitchParts): SwitchableDataplane | undefined =>
+  dataplanes.find(({ capabilities }) => capabilities.aspects.has("policy"));
+
+/** What is answered where the dataplane that is asked for enforces policy already. @throws {RefusedError} where it is to have other settings */
+function alreadyInForce(parts: SwitchParts, { use, config: settings }: Request): DataplaneSwitchView | undefined {
+  const slot = policySlot(parts);
+  if (slot?.name !== use) return undefined;
+  if (settings !== undefined) {
+    throw new RefusedError([
+      `switch: found ${use} in force already, wanted another dataplane: its settings are read when the daemon starts`,
+    ]);
+  }
+  return {
+    from: use,
+    to: use,
+    generation: slot.desired?.generation ?? 0,
+    messages: 0,
+    compared: { packets: 0, complete: true },
+    tookMs: 0,
+    overlapMs: 0,
+    left: [],
+    ...remembered(parts),
+  };
+}
+
+/** Where the switch is written down, if anywhere. */
+function remembered({ record, config }: SwitchParts): Pick<DataplaneSwitchView, "config" | "configured" | "record"> {
+  const switched = record.switchedIn(config);
+  return {
+    config: config.file,
+    ...switched === undefined ? {} : { configured: switched.from, record: record.path },
+  };
+}
+
 /**
  * Exchanges the dataplane that enforces policy. Where it throws, the old one is in force as before, and nothing is left of the new one that
  * could be removed. @throws {RefusedError} {UnavailableError} {ManxError}
  */
 async function switchDataplane(
   parts: SwitchParts,
-  request: { readonly use: string; readonly config?: unknown },
+  request: Request,
   asked?: AbortSignal,
 ): Promise<DataplaneSwitchView> {
   const { config, record, clock, log } = parts;
   const startedMs = clock.nowMs();
-  const slot = parts.dataplanes.find(({ capabilities }) => capabilities.aspects.has("policy"));
+  const slot = policySlot(parts);
   if (slot === undefined) {
     throw new RefusedError(["switch: found no dataplane that enforces policy, wanted one to switch from"]);
   }
@@ -95,8 +136,9 @@ async function switchDataplane(
 
   // In a namespace without packets: what the kernel refuses, it refuses there.
   using trial = createNamespace("dataplane trial");
+  let compared: Compared;
   {
-    await using tried = await opened(parts, to, signal, namespacedKernel(trial));
+    await using tried = await opened(parts, to, signal, namespacedKernel(trial, parts.kernel));
     checkAbilities(slot, tried, config.services === undefined ? ["services"] : []);
     parts.checkAspects(
       parts.dataplanes.map((one) =>
@@ -104,6 +146,13 @@ async function switchDataplane(
       ),
     );
     await tryOut(tried, desired, signal);
+    const judges = await slot.judgesBeside(tried, signal);
+    compared = await compareJudges(
+      judges.desired,
+      [{ name: from.loaded.plugin.name, judge: judges.active }, { name: to.use, judge: judges.tried }],
+      clock,
+      signal,
+    );
   }
   const triedMs = clock.nowMs();
 
@@ -128,17 +177,18 @@ async function switchDataplane(
       to: to.use,
       tookMs,
       triedMs: round(triedMs - startedMs),
+      packetsCompared: compared.packets,
     });
     return {
       from: from.loaded.plugin.name,
       to: to.use,
       generation,
       messages,
+      compared: { packets: compared.packets, complete: compared.isComplete },
       tookMs,
       overlapMs,
       left,
-      config: config.file,
-      ...record.switchedIn(config) === undefined ? {} : { record: record.path },
+      ...remembered(parts),
     };
   } catch (error) {
     const left = await slot.abandon();

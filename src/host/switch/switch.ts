@@ -4,10 +4,16 @@
  * kernel's and neither's. Everything it does is in turn: nobody sweeps while somebody applies.
  */
 import type { DesiredState, PolicyList } from "../../model/desired.ts";
-import type { Dataplane, DecisionCount, LoggedPacket, LostPackets, Report } from "../../sdk/dataplane.ts";
+import type { Dataplane, DecisionCount, LoggedPacket, LostPackets, PacketJudge, Report } from "../../sdk/dataplane.ts";
 import { explainError, ManxError, UnavailableError } from "../../sdk/errors.ts";
-import type { Log } from "../../sdk/plugin.ts";
+import type { Clock, Log } from "../../sdk/plugin.ts";
+import { systemClock } from "../clock.ts";
 import type { LoadedPlugin } from "../loader.ts";
+import { aborted } from "../persist.ts";
+
+/** Between two tries to sweep what is left; it doubles. Whatever applies meanwhile does not wait for it. */
+const SWEEP_FIRST_MS = 1_000;
+const SWEEP_LONGEST_MS = 30_000;
 
 /** As the loops of the daemon know one. */
 export interface NamedDataplane<D = Dataplane> {
@@ -21,6 +27,13 @@ export interface OpenDataplane {
   readonly instance: Dataplane;
 }
 
+/** What two dataplanes with one state decide about packets. */
+export interface JudgesOfState {
+  readonly desired: DesiredState;
+  readonly active: PacketJudge | undefined;
+  readonly tried: PacketJudge | undefined;
+}
+
 /** Each member, those that a dataplane may lack as well: one that is forgotten here would be lacked by every dataplane. */
 type EveryMember = { readonly [K in keyof Required<Dataplane>]: Dataplane[K] };
 
@@ -28,20 +41,27 @@ export class SwitchableDataplane implements EveryMember {
   #active: OpenDataplane;
   /** In force beside the active one. */
   #incoming: OpenDataplane | undefined;
-  /** Not wanted any more, and not yet swept. */
-  readonly #leaving = new Set<OpenDataplane>();
+  /** Not wanted any more, and not yet swept: what was left of each, and when it is tried again. */
+  readonly #leaving = new Map<OpenDataplane, { left: readonly string[]; pauseMs: number; dueMs: number }>();
   #desired: DesiredState | undefined;
   /** Aborted when others than before are in force. */
   #changed = new AbortController();
   #turn: Promise<unknown> = Promise.resolve();
   readonly #log: Log;
   readonly #swept: (dataplane: OpenDataplane) => void;
+  readonly #clock: Pick<Clock, "nowMs">;
 
   /** `swept`: called when nothing is left of one that was in force. */
-  constructor(active: OpenDataplane, log: Log, swept: (dataplane: OpenDataplane) => void = () => {}) {
+  constructor(
+    active: OpenDataplane,
+    log: Log,
+    swept: (dataplane: OpenDataplane) => void = () => {},
+    clock: Pick<Clock, "nowMs"> = systemClock,
+  ) {
     this.#active = active;
     this.#log = log;
     this.#swept = swept;
+    this.#clock = clock;
   }
 
   get active(): OpenDataplane {
@@ -70,12 +90,22 @@ export class SwitchableDataplane implements EveryMember {
     return this.#active.instance.cutMark;
   }
 
+  /** Of whichever has any. */
+  recheckFlows(): void {
+    for (const one of [this.#active, this.#incoming, ...this.#leaving.keys()]) one?.instance.recheckFlows?.();
+  }
+
   get forwardMark(): number | undefined {
     return this.#active.instance.forwardMark;
   }
 
   get judgesForwardMark(): number | undefined {
     return this.#active.instance.judgesForwardMark;
+  }
+
+  get tracer(): Dataplane["tracer"] {
+    if (this.#active.instance.tracer === undefined) return undefined;
+    return (signal) => this.#inTurn(() => this.#active.instance.tracer!(signal));
   }
 
   get counts(): Dataplane["counts"] {
@@ -136,6 +166,24 @@ export class SwitchableDataplane implements EveryMember {
   // ------------------------------------------------------------------------------------------------------------- switching
 
   /**
+   * Who judges by the rules of the active dataplane and by those of `tried`, both with the state of this moment and both as wanted in their
+   * kernels; a judge is missing where a dataplane cannot tell. @throws {UnavailableError} where one of them is not as wanted
+   */
+  judgesBeside(tried: OpenDataplane, signal: AbortSignal): Promise<JudgesOfState> {
+    return this.#inTurn(async () => {
+      const desired = this.#desired;
+      if (desired === undefined) throw new UnavailableError("switch: found nothing in force yet");
+      assertInForce(tried, await tried.instance.apply(desired, signal));
+      const judges: (PacketJudge | undefined)[] = [];
+      for (const one of [this.#active, tried]) {
+        await assertAsWanted(one, signal);
+        judges.push(await one.instance.tracer?.(signal));
+      }
+      return { desired, active: judges[0], tried: judges[1] };
+    });
+  }
+
+  /**
    * Puts `incoming` in force beside the active one, and returns when both are, and both are as wanted.
    * @throws {UnavailableError} where one is not: `abandon` then
    */
@@ -155,7 +203,7 @@ export class SwitchableDataplane implements EveryMember {
     });
   }
 
-  /** The incoming one is the only one from here on; the other is swept. What is left of it is tried again with every `apply` and `resync`. */
+  /** The incoming one is the only one from here on; the other is swept. What is left of it is tried again by and by, with an `apply` or a `resync`. */
   complete(moved: () => void): Promise<readonly string[]> {
     return this.#inTurn(async () => {
       const incoming = this.#incoming;
@@ -166,7 +214,7 @@ export class SwitchableDataplane implements EveryMember {
       const old = this.#active;
       this.#active = incoming;
       this.#incoming = undefined;
-      this.#leaving.add(old);
+      this.#leave(old);
       this.#change();
       return await this.#sweepLeaving();
     });
@@ -178,7 +226,7 @@ export class SwitchableDataplane implements EveryMember {
       const incoming = this.#incoming;
       if (incoming === undefined) return [];
       this.#incoming = undefined;
-      this.#leaving.add(incoming);
+      this.#leave(incoming);
       this.#change();
       return await this.#sweepLeaving();
     });
@@ -186,7 +234,7 @@ export class SwitchableDataplane implements EveryMember {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#change();
-    const all = [...this.#inForce(), ...this.#leaving];
+    const all = [...this.#inForce(), ...this.#leaving.keys()];
     this.#leaving.clear();
     for (const { instance } of all) await instance[Symbol.asyncDispose]();
   }
@@ -220,11 +268,19 @@ export class SwitchableDataplane implements EveryMember {
     };
   }
 
-  /** What could not be swept, a line each. */
+  #leave(dataplane: OpenDataplane): void {
+    this.#leaving.set(dataplane, { left: [], pauseMs: SWEEP_FIRST_MS, dueMs: -Infinity });
+  }
+
+  /** What is left, a line each; it is swept where its time has come. */
   async #sweepLeaving(): Promise<readonly string[]> {
     const problems: string[] = [];
-    for (const dataplane of [...this.#leaving]) {
+    for (const [dataplane, state] of [...this.#leaving]) {
       const { loaded: { plugin: { name } }, instance } = dataplane;
+      if (this.#clock.nowMs() < state.dueMs) {
+        problems.push(...state.left);
+        continue;
+      }
       let left: readonly string[];
       try {
         const { converged, problems } = await instance.sweep();
@@ -233,8 +289,13 @@ export class SwitchableDataplane implements EveryMember {
       } catch (error) {
         left = [explainError(error)];
       }
-      problems.push(...left.map((line) => `what dataplane ${name} left cannot be removed yet: ${line}`));
-      if (this.#leaving.has(dataplane)) continue;
+      state.left = left.map((line) => `what dataplane ${name} left cannot be removed yet: ${line}`);
+      problems.push(...state.left);
+      if (this.#leaving.has(dataplane)) {
+        state.dueMs = this.#clock.nowMs() + state.pauseMs;
+        state.pauseMs = Math.min(SWEEP_LONGEST_MS, state.pauseMs * 2);
+        continue;
+      }
       this.#log.info(`dataplane ${name}: nothing of it is left`);
       this.#swept(dataplane);
       await instance[Symbol.asyncDispose]();
@@ -282,11 +343,6 @@ export async function tryOut(dataplane: OpenDataplane, desired: DesiredState, si
     `switch: found dataplane ${dataplane.loaded.plugin.name} to write ${again.messages} messages where nothing differs, wanted none`,
   );
 }
-
-const aborted = (signal: AbortSignal): Promise<void> =>
-  new Promise((resolve) =>
-    signal.aborted ? resolve() : signal.addEventListener("abort", () => resolve(), { once: true })
-  );
 
 /** Ends with the first that ends, or throws with the first that throws. */
 async function* merged(streams: readonly AsyncIterable<string>[]): AsyncIterable<string> {

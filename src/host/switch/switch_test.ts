@@ -1,94 +1,30 @@
 /** One dataplane beside another, with dataplanes that do as they are told; on the kernel: test/lab/dataplane_switch_test.ts. */
 import { expect, test } from "bun:test";
-import type { DesiredState } from "../../model/desired.ts";
-import { persistentMap } from "../../model/persistent_map.ts";
-import type { Dataplane, LoggedPacket, Report } from "../../sdk/dataplane.ts";
-import { type OpenDataplane, SwitchableDataplane, tryOut } from "./switch.ts";
-import type { LoadedPlugin } from "../loader.ts";
+import type { LoggedPacket } from "../../sdk/dataplane.ts";
 import { silentLog } from "../log.ts";
+import { SwitchableDataplane, tryOut } from "./switch.ts";
+import { desiredAt, Told } from "./testdata/told.ts";
 
 const DEADLINE = AbortSignal.timeout(60_000);
 
-const desiredAt = (generation: number): DesiredState => ({
-  generation,
-  sets: persistentMap(),
-  workloads: persistentMap(),
-  hostEndpoints: persistentMap(),
-  failsafe: { inbound: [], outbound: [] },
-  masquerade: { sources: [], inside: [] },
-});
-
-/** Says what it is asked, and answers as it is told. */
-class Told implements Dataplane {
-  readonly capabilities: Dataplane["capabilities"] = {
-    aspects: new Set(["policy"]),
-    families: new Set([4, 6]),
-    atomicity: "all",
-  };
-  readonly calls: string[] = [];
-  converges = true;
-  sweeps = true;
-  differs: readonly string[] = [];
-  /** `apply` ends with it. */
-  gate: Promise<void> | undefined;
-  generation = 0;
-
-  constructor(readonly name: string, readonly diary: string[]) {}
-
-  get open(): OpenDataplane {
-    return {
-      loaded: { plugin: { name: this.name }, slot: { use: this.name } } as LoadedPlugin<"dataplane">,
-      instance: this,
-    };
-  }
-  #say(what: string): void {
-    this.calls.push(what);
-    this.diary.push(`${this.name} ${what}`);
-  }
-  #report = (converged: boolean): Report => ({
-    generation: this.generation,
-    converged,
-    messages: 1,
-    problems: converged ? [] : [`${this.name} cannot`],
-  });
-  async apply({ generation }: DesiredState): Promise<Report> {
-    this.#say(`apply ${generation}`);
-    await this.gate;
-    this.generation = generation;
-    return this.#report(this.converges);
-  }
-  async resync(): Promise<Report> {
-    this.#say("resync");
-    return { ...this.#report(this.converges), messages: 0 };
-  }
-  async diff(): Promise<readonly string[]> {
-    return this.differs;
-  }
-  async *drift(signal: AbortSignal): AsyncIterable<string> {
-    yield `${this.name} drifts`;
-    await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
-  }
-  async *logs(signal: AbortSignal): AsyncIterable<LoggedPacket> {
-    yield { prefix: this.name } as LoggedPacket;
-    await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
-  }
-  async sweep(): Promise<Report> {
-    this.#say("sweep");
-    return this.#report(this.sweeps);
-  }
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#say("close");
-  }
-}
-
 async function begun(): Promise<
-  { old: Told; fresh: Told; diary: string[]; swept: string[]; dataplane: SwitchableDataplane }
+  {
+    old: Told;
+    fresh: Told;
+    diary: string[];
+    swept: string[];
+    dataplane: SwitchableDataplane;
+    later: (ms: number) => void;
+  }
 > {
+  let nowMs = 0;
   const diary: string[] = [], swept: string[] = [];
   const old = new Told("old", diary), fresh = new Told("fresh", diary);
-  const dataplane = new SwitchableDataplane(old.open, silentLog, ({ loaded }) => swept.push(loaded.plugin.name));
+  const dataplane = new SwitchableDataplane(old.open, silentLog, ({ loaded }) => swept.push(loaded.plugin.name), {
+    nowMs: () => nowMs,
+  });
   await dataplane.apply(desiredAt(1));
-  return { old, fresh, diary, swept, dataplane };
+  return { old, fresh, diary, swept, dataplane, later: (ms) => void (nowMs += ms) };
 }
 
 test("what changes during the overlap goes to both, and counts once both have it", async () => {
@@ -154,7 +90,7 @@ test("a switch that cannot be recorded is none", async () => {
 });
 
 test("what cannot be swept is a problem until it can, and is looked at without anybody's asking", async () => {
-  const { old, fresh, swept, dataplane } = await begun();
+  const { old, fresh, swept, dataplane, later } = await begun();
   const stop = new AbortController();
   const drift = dataplane.drift(stop.signal)[Symbol.asyncIterator]();
   expect((await drift.next()).value).toBe("old drifts");
@@ -168,7 +104,17 @@ test("what cannot be swept is a problem until it can, and is looked at without a
   expect((await after).value).toBe("what was in force before is not wholly removed");
   expect(await dataplane.resync()).toEqual({ generation: 1, converged: false, messages: 0, problems: [problem] });
   expect([dataplane.isSettled, swept]).toEqual([false, []]);
+  // It takes its time, and nobody who applies waits for it before that is over.
+  const sweeps = () => old.calls.filter((call) => call === "sweep").length;
+  expect(sweeps()).toBe(1);
+  later(1_000);
+  expect((await dataplane.apply(desiredAt(2))).problems).toEqual([problem]);
+  expect(sweeps()).toBe(2);
   old.sweeps = true;
+  later(1_999);
+  expect((await dataplane.resync()).problems).toEqual([problem]);
+  expect(sweeps()).toBe(2);
+  later(1);
   expect(await dataplane.resync()).toMatchObject({ converged: true, problems: [] });
   expect([dataplane.isSettled, swept]).toEqual([true, ["old"]]);
   stop.abort();
