@@ -16,10 +16,20 @@ import { CLOSED, netSet, portSet, rule, rules, setId, state, workload } from "..
 
 export interface DataplaneSubject {
   readonly plugin: Plugin<"dataplane">;
+  /** Absent: the plugin's. */
+  readonly name?: string;
   /** Of its slot; absent = none. */
   readonly config?: unknown;
+  /** Absent: `world`. */
+  readonly world?: typeof world;
   /** Absent: it writes nothing to the kernel. */
   readonly kernel?: {
+    /** Commands that make a namespace what every node is, as far as it matters to it. */
+    readonly node?: readonly (readonly string[])[];
+    /** What strangers have besides, where it writes; commands. */
+    readonly foreign?: readonly (readonly string[])[];
+    /** Commands that list what else it writes. */
+    readonly listings?: readonly (readonly string[])[];
     /** What others do to what is ours: commands, in the state of `world(3)`. */
     readonly harm: Readonly<Record<string, readonly string[]>>;
   };
@@ -98,7 +108,7 @@ add theirs4 192.0.2.0/24
 create manxtheirs hash:ip family inet6
 add manxtheirs 2001:db8::9`;
 /** As kube-proxy and docker have them, in short: chains of their own, jumps from the kernel's, counters. */
-const FOREIGN_XTABLES = `*filter
+export const FOREIGN_XTABLES = `*filter
 :INPUT ACCEPT [7:700]
 :FORWARD DROP [0:0]
 :OUTPUT ACCEPT [0:0]
@@ -137,13 +147,14 @@ COMMIT
 COMMIT`;
 
 /** Everything that the network of a namespace has, ours and theirs, counters of rules included; nothing that time changes. */
-export function everythingIn(namespace: NetworkNamespace): string {
+export function everythingIn(namespace: NetworkNamespace, more: readonly (readonly string[])[] = []): string {
   const listings = [
     ["nft", "list", "ruleset"],
     ...["iptables", "ip6tables"].map((tool) => [`${tool}-legacy-save`, "-c"]),
     ["ipset", "save"],
     ...["-4", "-6"].map((family) => ["ip", family, "route", "show", "table", "all"]),
     ["ip", "-o", "link", "show"],
+    ...more,
   ];
   return listings.map((argv) => `== ${argv.join(" ")}\n${withoutDates(runIn(namespace, ...argv))}`).join("");
 }
@@ -169,7 +180,12 @@ export async function openSubject(
 }
 
 export function dataplaneContract(subject: DataplaneSubject): void {
-  const { plugin, kernel } = subject;
+  const { plugin, kernel, world: worldOf = world } = subject;
+  const everything = (namespace: NetworkNamespace): string => everythingIn(namespace, kernel?.listings);
+  const strangers = (namespace: NetworkNamespace): void => {
+    addForeign(namespace);
+    for (const command of kernel?.foreign ?? []) runIn(namespace, ...command);
+  };
 
   interface Here extends AsyncDisposable {
     readonly namespace: NetworkNamespace;
@@ -177,6 +193,7 @@ export function dataplaneContract(subject: DataplaneSubject): void {
   }
   async function fresh(prepare: (namespace: NetworkNamespace) => void = () => {}): Promise<Here> {
     const namespace = createNamespace(`contract of ${plugin.name}`);
+    for (const command of kernel?.node ?? []) runIn(namespace, ...command);
     prepare(namespace);
     const dataplane = await openSubject(subject, namespace);
     return {
@@ -199,7 +216,7 @@ export function dataplaneContract(subject: DataplaneSubject): void {
     return await applied(next, wanted);
   };
 
-  describe(`dataplane contract: ${plugin.name}`, () => {
+  describe(`dataplane contract: ${subject.name ?? plugin.name}`, () => {
     test("it says what it does, for both families, and enforces policy", async () => {
       await using here = await fresh();
       const { aspects, families, atomicity } = here.dataplane.capabilities;
@@ -217,7 +234,7 @@ export function dataplaneContract(subject: DataplaneSubject): void {
 
     test("what is wanted is in force on return, and wanting it again sends nothing", async () => {
       await using here = await fresh();
-      const wanted = world(3);
+      const wanted = worldOf(3);
       expect((await applied(here.dataplane, wanted)).messages).toBeGreaterThan(0);
       expect((await applied(here.dataplane, wanted)).messages).toBe(0);
       expect((await here.dataplane.resync()).messages).toBe(0);
@@ -226,14 +243,14 @@ export function dataplaneContract(subject: DataplaneSubject): void {
 
     test("a generation that changes nothing is reported as that generation", async () => {
       await using here = await fresh();
-      await applied(here.dataplane, world(2));
-      expect((await applied(here.dataplane, { ...world(2), generation: 7 })).generation).toBe(7);
+      await applied(here.dataplane, worldOf(2));
+      expect((await applied(here.dataplane, { ...worldOf(2), generation: 7 })).generation).toBe(7);
       expect((await here.dataplane.resync()).generation).toBe(7);
     });
 
     test("a drift that nobody causes ends with its signal", async () => {
       await using here = await fresh();
-      await applied(here.dataplane, world(1));
+      await applied(here.dataplane, worldOf(1));
       const stop = new AbortController();
       const drift = here.dataplane.drift(stop.signal)[Symbol.asyncIterator]();
       const first = drift.next();
@@ -244,79 +261,79 @@ export function dataplaneContract(subject: DataplaneSubject): void {
     if (kernel === undefined) return;
 
     test("opening it changes nothing that strangers have", async () => {
-      await using here = await fresh(addForeign);
-      const theirs = everythingIn(here.namespace);
+      await using here = await fresh(strangers);
+      const theirs = everything(here.namespace);
       await using _ = await openSubject(subject, here.namespace);
-      expect(everythingIn(here.namespace)).toBe(theirs);
+      expect(everything(here.namespace)).toBe(theirs);
     });
 
     test("a restart sends nothing, and what is in force stands while nobody is there", async () => {
       await using here = await fresh();
-      const wanted = world(5);
+      const wanted = worldOf(5);
       await applied(here.dataplane, wanted);
-      const before = everythingIn(here.namespace);
+      const before = everything(here.namespace);
       await here.dataplane[Symbol.asyncDispose]();
-      expect(everythingIn(here.namespace)).toBe(before);
-      expect((await restarted(here.namespace, world(5))).messages).toBe(0);
-      expect(everythingIn(here.namespace)).toBe(before);
+      expect(everything(here.namespace)).toBe(before);
+      expect((await restarted(here.namespace, worldOf(5))).messages).toBe(0);
+      expect(everything(here.namespace)).toBe(before);
     });
 
     test("what it comes to does not depend on the way there: from other states, or begun anew in the middle", async () => {
       await using here = await fresh();
-      const wanted = { ...world(4), generation: 9 };
+      const wanted = { ...worldOf(4), generation: 9 };
       const ways: readonly (readonly DesiredState[])[] = [
-        [world(1), world(9), state({})],
-        [world(4, { sets: [netSet("web", "10.0.0.9"), netSet("nets"), portSet("named", "10.0.0.3 6 1")] })],
-        [world(0, { hostEndpoints: [], masquerade: undefined }), world(40)],
+        [worldOf(1), worldOf(9), state({})],
+        [worldOf(4, { sets: [netSet("web", "10.0.0.9"), netSet("nets"), portSet("named", "10.0.0.3 6 1")] })],
+        [worldOf(0, { hostEndpoints: [], masquerade: undefined }), worldOf(40)],
       ];
       for (const way of ways) {
         for (const [index, step] of way.entries()) await applied(here.dataplane, { ...step, generation: index + 1 });
         await applied(here.dataplane, wanted);
         expect(await here.dataplane.diff?.() ?? []).toEqual([]);
         expect((await here.dataplane.resync()).messages).toBe(0);
-        expect((await restarted(here.namespace, { ...world(4), generation: 9 })).messages).toBe(0);
+        expect((await restarted(here.namespace, { ...worldOf(4), generation: 9 })).messages).toBe(0);
       }
       await using half = await openSubject(subject, here.namespace);
-      await applied(half, world(30));
+      await applied(half, worldOf(30));
       expect((await restarted(here.namespace, wanted)).messages).toBeGreaterThan(0);
       expect((await restarted(here.namespace, wanted)).messages).toBe(0);
     });
 
     test("strangers' rules, sets, counters and routes are the same, byte for byte, after everything it does", async () => {
-      await using here = await fresh(addForeign);
-      const theirs = everythingIn(here.namespace);
-      await applied(here.dataplane, world(3));
-      expect(everythingIn(here.namespace)).not.toBe(theirs);
-      await applied(here.dataplane, { ...world(20), generation: 2 });
-      await restarted(here.namespace, world(2));
+      await using here = await fresh(strangers);
+      const theirs = everything(here.namespace);
+      await applied(here.dataplane, worldOf(3));
+      expect(everything(here.namespace)).not.toBe(theirs);
+      await applied(here.dataplane, { ...worldOf(20), generation: 2 });
+      await restarted(here.namespace, worldOf(2));
       await here.dataplane.resync();
       const swept = await here.dataplane.sweep();
       expect(swept).toMatchObject({ converged: true, problems: [] });
       expect(swept.messages).toBeGreaterThan(0);
-      expect(everythingIn(here.namespace)).toBe(theirs);
+      expect(everything(here.namespace)).toBe(theirs);
       expect((await here.dataplane.sweep()).messages).toBe(0);
-      expect(everythingIn(here.namespace)).toBe(theirs);
+      expect(everything(here.namespace)).toBe(theirs);
     });
 
     test("somebody who has just come sweeps what an earlier one left", async () => {
-      await using here = await fresh(addForeign);
-      const theirs = everythingIn(here.namespace);
-      await applied(here.dataplane, world(3));
+      await using here = await fresh(strangers);
+      const theirs = everything(here.namespace);
+      await applied(here.dataplane, worldOf(3));
       await using next = await openSubject(subject, here.namespace);
       expect(await next.sweep()).toMatchObject({ converged: true, problems: [] });
-      expect(everythingIn(here.namespace)).toBe(theirs);
+      expect(everything(here.namespace)).toBe(theirs);
     });
 
     describe("harm that others do to what is ours", () => {
       let here: Here;
-      beforeAll(async () => void (here = await fresh(addForeign)));
+      beforeAll(async () => void (here = await fresh(strangers)));
       afterAll(async () => await here[Symbol.asyncDispose]());
 
       for (const [what, commands] of Object.entries(kernel.harm)) {
         test(`${what}: seen by diff, noticed, and mended`, async () => {
-          const wanted = world(3);
+          const wanted = worldOf(3);
           await applied(here.dataplane, wanted);
-          const before = everythingIn(here.namespace);
+          const before = everything(here.namespace);
           const stop = new AbortController();
           const drift = here.dataplane.drift(stop.signal)[Symbol.asyncIterator]();
           const first = drift.next();
@@ -325,13 +342,13 @@ export function dataplaneContract(subject: DataplaneSubject): void {
           for (const command of commands) {
             runIn(here.namespace, "sh", "-c", `XTABLES_LOCKFILE=${tools.XTABLES_LOCKFILE} ${command}`);
           }
-          const harmed = everythingIn(here.namespace);
+          const harmed = everything(here.namespace);
           expect(harmed).not.toBe(before);
           if (here.dataplane.diff !== undefined) {
             const lines = await here.dataplane.diff();
             expect(lines.length).toBeGreaterThan(0);
             for (const line of lines) expect(line).toMatch(/^[-+~] \S.*$/);
-            expect(everythingIn(here.namespace)).toBe(harmed);
+            expect(everything(here.namespace)).toBe(harmed);
           }
           const noticed = await Promise.race([
             first,
@@ -344,8 +361,8 @@ export function dataplaneContract(subject: DataplaneSubject): void {
           expect(mended.messages).toBeGreaterThan(0);
           expect(await here.dataplane.diff?.() ?? []).toEqual([]);
           expect((await here.dataplane.resync()).messages).toBe(0);
-          expect((await restarted(here.namespace, world(3))).messages).toBe(0);
-          expect(inOrder(everythingIn(here.namespace))).toEqual(inOrder(before));
+          expect((await restarted(here.namespace, worldOf(3))).messages).toBe(0);
+          expect(inOrder(everything(here.namespace))).toEqual(inOrder(before));
           stop.abort();
           await drift.return?.();
         });

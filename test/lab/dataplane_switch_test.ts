@@ -1,305 +1,21 @@
 /** `manx dataplane switch` and `diff` on a live node: while one takes over from the other, what flows flows on, and what is denied stays denied. */
 import { beforeAll, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { buildBinary } from "../../scripts/build.ts";
-import {
-  accept4,
-  buffer,
-  check,
-  close,
-  connect,
-  Errno,
-  listen,
-  MSG,
-  POLL,
-  poll,
-  recv,
-  send,
-  SOCK,
-} from "../../src/kernel/libc.ts";
-import { inNamespace } from "../../src/kernel/netns.ts";
-import { inetSockaddr } from "../../src/kernel/sockaddr.ts";
-import { openBound, openSocket, resetOnClose } from "../../src/lab/probe_socket.ts";
-import { Sandbox } from "../../src/lab/sandbox.ts";
-import { parseWorld } from "../../src/lab/scenario_parser.ts";
-import { childEnvironment } from "../../src/lab/self.ts";
-import { type Address, addressFamily, parseAddress } from "../../src/model/address.ts";
-import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
+import { DENIED, LiveNode, policy, until } from "./dataplane_live_node.ts";
+import { Forbidden, Transfer } from "./dataplane_traffic.ts";
 
 const TEST_DEADLINE_MS = 90_000;
-const DEADLINE_MS = 15_000;
-const LOOK_MS = 10;
 const SWITCHES = 6;
-const ALLOWED = 8080, DENIED = 8081;
-/** Of a connection that is tried; a denied one is given up after that. */
-const TRIES_AT_ONCE = 8;
-
-const WORLD = `
-families: [4, 6]
-nodes: [ { name: node } ]
-pods:
-  - { name: client, labels: { app: client } }
-  - { name: server, labels: { app: server } }
-  - { name: late, labels: { app: client } }
-`;
-const policy = (port: number) =>
-  JSON.stringify({
-    apiVersion: "networking.k8s.io/v1",
-    kind: "NetworkPolicy",
-    metadata: { name: "server", namespace: "default" },
-    spec: {
-      podSelector: { matchLabels: { app: "server" } },
-      policyTypes: ["Ingress"],
-      ingress: [{ from: [{ podSelector: { matchLabels: { app: "client" } } }], ports: [{ protocol: "TCP", port }] }],
-    },
-  });
 
 let binary = "";
 beforeAll(async () => void (binary = await buildBinary()), TEST_DEADLINE_MS);
 
-class Node implements AsyncDisposable {
-  readonly #open = new AsyncDisposableStack();
-
-  private constructor(readonly sandbox: Sandbox, readonly directory: string) {
-    this.#open.defer(() => rmSync(directory, { recursive: true, force: true }));
-    this.#open.use(sandbox);
-  }
-
-  static async open(): Promise<Node> {
-    const directory = mkdtempSync("/tmp/manx-switch-");
-    try {
-      const world = parseWorld("switch.yaml", WORLD);
-      const sandbox = await Sandbox.open({ ...world, pods: world.pods.slice(0, 2) }, {
-        directory,
-        self: [binary],
-        dataplane: "nftables",
-      });
-      const node = new Node(sandbox, directory);
-      await sandbox.change("apply", policy(ALLOWED), "policy.json");
-      return node;
-    } catch (error) {
-      rmSync(directory, { recursive: true, force: true });
-      throw error;
-    }
-  }
-
-  get namespace(): NetworkNamespace {
-    return this.sandbox.nodes.get("node")!.namespace;
-  }
-  readonly pod = (name: string): NetworkNamespace => this.sandbox.pods.get(`default/${name}`)!.namespace;
-  get server(): readonly Address[] {
-    return this.sandbox.podAddresses("default/server");
-  }
-  get configFile(): string {
-    return join(this.directory, "n0", "manx.yaml");
-  }
-  get recordFile(): string {
-    return join(this.directory, "n0", "state", "dataplanes.json");
-  }
-  status = async () => (await this.sandbox.statuses())[0]!;
-
-  async manx(...args: readonly string[]): Promise<{ status: number; output: string; errors: string }> {
-    const child = inNamespace(this.namespace, () =>
-      Bun.spawn({
-        cmd: [binary, "--socket", join(this.directory, "n0", "manx.sock"), ...args],
-        env: childEnvironment(),
-        stdin: "ignore",
-        stdout: "pipe",
-        stderr: "pipe",
-      }));
-    const [output, errors, status] = await Promise.all([
-      new Response(child.stdout).text(),
-      new Response(child.stderr).text(),
-      child.exited,
-    ]);
-    return { status, output, errors };
-  }
-
-  run(...cmd: readonly string[]): string {
-    const ran = inNamespace(this.namespace, () => Bun.spawnSync({ cmd: [...cmd] }));
-    if (!ran.success) throw new Error(`${cmd.join(" ")}: ${ran.stderr.toString()}`);
-    return ran.stdout.toString();
-  }
-
-  /** Which dataplanes have something in the kernel. */
-  there(): readonly string[] {
-    const tables = this.run("nft", "list", "tables").includes("table inet manx") ? ["nftables"] : [];
-    const rules = ["iptables", "ip6tables"].map((tool) => this.run(`${tool}-legacy-save`)).join("");
-    return rules.includes("manx-") || this.run("ipset", "list", "-n").includes("manx-")
-      ? [...tables, "iptables"]
-      : tables;
-  }
-
-  /** kill -9, and another daemon; returns when it has everything in force. */
-  async restart(): Promise<void> {
-    await this.kill();
-    await this.start();
-  }
-
-  async kill(): Promise<void> {
-    const { pid } = await this.status();
-    process.kill(pid, "SIGKILL");
-    await until("the daemon is gone", () => !existsSync(`/proc/${pid}`));
-  }
-
-  async start(): Promise<void> {
-    const daemon = inNamespace(this.namespace, () =>
-      Bun.spawn({
-        cmd: [binary, "daemon", "--config", this.configFile, "--die-with-parent"],
-        detached: true,
-        env: childEnvironment(),
-        stdin: "ignore",
-        stdout: "ignore",
-        stderr: "ignore",
-      }));
-    this.#open.defer(async () => {
-      daemon.kill("SIGTERM");
-      await daemon.exited;
-    });
-    await until("the restarted daemon has everything in force", async () => {
-      const status = await this.status().catch(() => undefined);
-      return status?.pid === daemon.pid && status.dataplane.converged && status.generation.applied >= 1 &&
-        status.generation.applied === status.generation.wanted;
-    });
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#open.disposeAsync();
-  }
-}
-
-async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
-  for (const endMs = performance.now() + DEADLINE_MS; !await holds();) {
-    if (performance.now() > endMs) throw new Error(`after ${DEADLINE_MS} ms it is still not so that ${what}`);
-    await Bun.sleep(LOOK_MS);
-  }
-}
-
-const ANY: Readonly<Record<4 | 6, Address>> = { 4: parseAddress("0.0.0.0"), 6: parseAddress("::") };
-
-/** Bytes that go on and on from the client to the server and back, over TCP. */
-class Transfer implements Disposable {
-  readonly #near: number;
-  readonly #far: number;
-  /** Lengths of what was sent, and came: of each byte its value is its place. */
-  readonly #counts = { out: 0, there: 0, back: 0, home: 0 };
-  readonly #chunk = buffer(4_096);
-  readonly #inbox = buffer(16_384);
-
-  constructor(node: Node, to: Address) {
-    const listening = openBound(node.pod("server"), "stream", 0, ANY[addressFamily(to)], ALLOWED);
-    check("listen", listen(listening, 1));
-    this.#near = openSocket(node.pod("client"), addressFamily(to), "stream", 0);
-    connect(this.#near, inetSockaddr({ address: to, port: ALLOWED }));
-    poll([{ fd: listening, events: POLL.IN }], DEADLINE_MS);
-    this.#far = check("accept", accept4(listening, SOCK.NONBLOCK | SOCK.CLOEXEC));
-    close(listening);
-  }
-
-  get bytes(): number {
-    return this.#counts.home;
-  }
-
-  /** As much as goes without waiting, both ways. @throws {Error} where the connection breaks, or bytes are others than were sent */
-  pump(): void {
-    this.#send(this.#near, "out");
-    this.#receive(this.#far, "there");
-    this.#send(this.#far, "back");
-    this.#receive(this.#near, "home");
-  }
-
-  #send(fd: number, count: "out" | "back"): void {
-    for (let i = 0; i < this.#chunk.length; i++) this.#chunk[i] = (this.#counts[count] + i) & 0xff;
-    const sent = send(fd, this.#chunk, MSG.NOSIGNAL | MSG.DONTWAIT);
-    if (sent === -Errno.EAGAIN) return;
-    this.#counts[count] += check("send on the long connection", sent);
-  }
-
-  #receive(fd: number, count: "there" | "home"): void {
-    for (;;) {
-      const received = recv(fd, this.#inbox, MSG.DONTWAIT);
-      if (received === -Errno.EAGAIN) return;
-      if (check("receive on the long connection", received) === 0) throw new Error("the long connection has ended");
-      for (let i = 0; i < received; i++) {
-        if (this.#inbox[i] !== ((this.#counts[count] + i) & 0xff)) {
-          throw new Error("bytes of the long connection are lost");
-        }
-      }
-      this.#counts[count] += received;
-    }
-  }
-
-  [Symbol.dispose](): void {
-    close(this.#near);
-    close(this.#far);
-  }
-}
-
-/** Tries, without a pause, what policy denies: datagrams, and connections. */
-class Forbidden implements Disposable {
-  tries = 0;
-  readonly #to: Address;
-  readonly #client: NetworkNamespace;
-  readonly #heard: number;
-  readonly #listening: number;
-  readonly #sender: number;
-  readonly #open: number[] = [];
-  readonly #inbox = buffer(64);
-
-  constructor(node: Node, to: Address) {
-    const family = addressFamily(to);
-    this.#to = to;
-    this.#client = node.pod("client");
-    this.#heard = openBound(node.pod("server"), "datagram", 0, ANY[family], DENIED);
-    this.#listening = openBound(node.pod("server"), "stream", 0, ANY[family], DENIED);
-    check("listen", listen(this.#listening, 128));
-    this.#sender = openSocket(this.#client, family, "datagram", 0);
-  }
-
-  /** What has got through, a line each. */
-  pump(): readonly string[] {
-    const { family, to } = { family: addressFamily(this.#to), to: inetSockaddr({ address: this.#to, port: DENIED }) };
-    // Connected anew each time: an error that came for the last one would be told instead of sending.
-    connect(this.#sender, to);
-    send(this.#sender, this.#inbox.subarray(0, 8), MSG.NOSIGNAL | MSG.DONTWAIT);
-    const fd = openSocket(this.#client, family, "stream", 0);
-    connect(fd, to);
-    this.#open.push(fd);
-    if (this.#open.length > TRIES_AT_ONCE) this.#giveUp(this.#open.shift()!);
-    this.tries += 2;
-    return this.leaked();
-  }
-
-  leaked(): readonly string[] {
-    const leaks: string[] = [];
-    const family = addressFamily(this.#to);
-    if (recv(this.#heard, this.#inbox, MSG.DONTWAIT) >= 0) {
-      leaks.push(`a datagram over IPv${family} at try ${this.tries}`);
-    }
-    const accepted = accept4(this.#listening, SOCK.NONBLOCK | SOCK.CLOEXEC);
-    if (accepted >= 0) {
-      leaks.push(`a connection over IPv${family} at try ${this.tries}`);
-      this.#giveUp(accepted);
-    }
-    return leaks;
-  }
-
-  #giveUp(fd: number): void {
-    resetOnClose(fd);
-    close(fd);
-  }
-
-  [Symbol.dispose](): void {
-    for (const fd of this.#open) this.#giveUp(fd);
-    for (const fd of [this.#heard, this.#listening, this.#sender]) close(fd);
-  }
-}
-
 test(
   "six times to and fro: long connections lose nothing, nothing denied gets through, one dataplane is left each time",
   async () => {
-    await using node = await Node.open();
+    await using node = await LiveNode.open(binary);
     using stack = new DisposableStack();
     const transfers = node.server.map((to) => stack.use(new Transfer(node, to)));
     const forbidden = node.server.map((to) => stack.use(new Forbidden(node, to)));
@@ -347,14 +63,13 @@ test(
 test(
   "what was switched to follows policy and new pods, outlives kill -9, and gives way to an edited configuration",
   async () => {
-    await using node = await Node.open();
-    const late = parseWorld("switch.yaml", WORLD).pods[2]!;
+    await using node = await LiveNode.open(binary);
     expect((await node.manx("dataplane", "switch", "iptables")).status).toBe(0);
     expect(JSON.parse(readFileSync(node.recordFile, "utf8"))).toMatchObject({
       written: [{ use: "iptables" }],
       switched: { configured: ["nftables"], from: "nftables", to: { use: "iptables" } },
     });
-    await node.sandbox.attach(late);
+    await node.sandbox.attach(node.late);
     expect(node.run("ipset", "save")).toMatch(/mx[0-9a-f]{11}/);
     expect(node.there()).toEqual(["iptables"]);
 
@@ -383,8 +98,28 @@ test(
   TEST_DEADLINE_MS,
 );
 
+test("the one that is in force already is nothing to do, and is said to be", async () => {
+  await using node = await LiveNode.open(binary);
+  const before = node.run("nft", "list", "ruleset");
+  const nothing = { status: 0, output: "nftables is in force already: nothing to do\n", errors: "" };
+  expect(await node.manx("dataplane", "switch", "nftables")).toEqual(nothing);
+  expect(node.run("nft", "list", "ruleset")).toBe(before);
+  expect((await node.manx("dataplane", "switch", "iptables")).output).toMatch(
+    /^switched from nftables to iptables in \d+ ms; they decided alike about all \d{2,} packets that could tell them apart/,
+  );
+  const { status, output } = await node.manx("dataplane", "switch", "iptables");
+  expect([status, output.split("\n")[0]]).toEqual([0, "iptables is in force already: nothing to do"]);
+  expect(output).toContain("manx.yaml still names nftables: edit it (dataplane: { use: iptables }); until then ");
+  const settings = join(node.directory, "settings.yaml");
+  writeFileSync(settings, JSON.stringify({ pollMs: 500 }));
+  expect(await node.manx("dataplane", "switch", "iptables", "-c", settings)).toMatchObject({
+    status: 1,
+    errors: expect.stringContaining("found iptables in force already, wanted another dataplane: its settings are read"),
+  });
+}, TEST_DEADLINE_MS);
+
 test("what cannot be switched to is refused, and what was in force stays as it was", async () => {
-  await using node = await Node.open();
+  await using node = await LiveNode.open(binary);
   const before = node.run("nft", "list", "ruleset");
   const refused = async (name: string, config?: unknown) => {
     const file = join(node.directory, "slot.yaml");
@@ -398,7 +133,6 @@ test("what cannot be switched to is refused, and what was in force stays as it w
     expect(status).toBe(1);
     return errors;
   };
-  expect(await refused("nftables")).toContain("found nftables in force already");
   expect(await refused("iptable")).toContain('found "iptable", wanted one of');
   expect(await refused("/tmp/x.ts")).toContain("wanted the name of a built-in dataplane");
   expect(await refused("memory")).toContain("without nat, wanted all that nftables does");
@@ -417,7 +151,7 @@ test("what cannot be switched to is refused, and what was in force stays as it w
 test(
   "diff tells what somebody else did while the daemon is held still, and says nothing once it is mended",
   async () => {
-    await using node = await Node.open();
+    await using node = await LiveNode.open(binary);
     const { pid } = await node.status();
     expect(await node.manx("dataplane", "diff")).toEqual({ status: 0, output: "", errors: "" });
     process.kill(pid, "SIGSTOP");

@@ -21,6 +21,8 @@ const TEST_DEADLINE_MS = 60_000;
 const DEADLINE_MS = 10_000;
 const LOOK_MS = 20;
 const GROUP = 86;
+/** All that log. */
+const DATAPLANES = ["nftables", "iptables"];
 
 let binary = "";
 beforeAll(async () => void (binary = await buildBinary()), TEST_DEADLINE_MS);
@@ -44,12 +46,12 @@ class Cluster implements AsyncDisposable {
     this.#open.use(sandbox);
   }
 
-  static async open(): Promise<Cluster> {
+  static async open(dataplane = "nftables"): Promise<Cluster> {
     const directory = mkdtempSync("/tmp/manx-logs-");
     const world = parseWorld("logs.yaml", WORLD);
     try {
       return new Cluster(
-        await Sandbox.open(world, { directory, self: [binary], dataplane: "nftables" }),
+        await Sandbox.open(world, { directory, self: [binary], dataplane }),
         directory,
       );
     } catch (error) {
@@ -126,10 +128,10 @@ const calico = (kind: string, metadata: object, spec: object) => ({
 });
 const udp = (action: string, ...ports: readonly number[]) => ({ action, protocol: "UDP", destination: { ports } });
 
-test(
-  "a Log rule's packets are told with pods, policy, rule and direction, in both families, on the node that judged them",
-  async () => {
-    await using cluster = await Cluster.open();
+test.each(DATAPLANES)(
+  "a Log rule's packets are told with pods, policy, rule and direction, in both families, on the node that judged them: %s",
+  async (use) => {
+    await using cluster = await Cluster.open(use);
     await cluster.apply(
       calico("NetworkPolicy", { name: "web", namespace: "default" }, {
         selector: "app == 'web'",
@@ -321,8 +323,8 @@ const kubernetes = (name: string, app: string, metadata: object, spec: object) =
   spec: { podSelector: { matchLabels: { app } }, ...spec },
 });
 
-test("denied packets are told where their tier or their policy asks for it, and nowhere else", async () => {
-  await using cluster = await Cluster.open();
+test.each(DATAPLANES)("denied packets are told where tier or policy asks for it, and nowhere else: %s", async (use) => {
+  await using cluster = await Cluster.open(use);
   await cluster.apply(
     calico("Tier", { name: "sec", ...LOGGED }, { order: 100 }),
     calico("NetworkPolicy", { name: "sec.web", namespace: "default" }, {

@@ -198,7 +198,7 @@ const HELD: ReadonlySet<string> = new Set(
   [...SLOTS.flatMap(({ addresses }) => addresses), ...NODE_ADDRESSES, ...OUTSIDE].map(formatAddress),
 );
 
-function rulesOf(namespace: NetworkNamespace): string {
+export function rulesOf(namespace: NetworkNamespace): string {
   using socket: NetlinkSocket = openNetlink(NETLINK_NETFILTER, { namespace });
   const { ruleset } = readTable(socket);
   return ruleset === undefined ? "no table" : printRuleset(ruleset);
