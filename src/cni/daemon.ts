@@ -26,9 +26,9 @@ export async function callDaemon(exchange: Exchange, socket: string, path: strin
     const bytes = exchange(socket, encodeRequest(path, body), {
       deadlineMs: ANSWER_DEADLINE_MS,
       bytes: ANSWER_LIMIT_BYTES,
-      enough: (bytes) => decodeAnswer(bytes) !== undefined,
+      enough: (bytes) => (answer = decodeAnswer(bytes)) !== undefined,
     });
-    answer = decodeAnswer(bytes instanceof Promise ? await bytes : bytes);
+    answer ??= decodeAnswer(bytes instanceof Promise ? await bytes : bytes);
     if (answer === undefined) throw new Error("it closed the connection before it answered");
   } catch (cause) {
     throw new CniError(

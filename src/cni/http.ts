@@ -1,6 +1,8 @@
 /** The little of HTTP/1.1 (RFC 9112) that one request and one answer on a connection of their own need. */
 
 const encoder = new TextEncoder();
+/** Of the head in lower case. */
+const LENGTH = "\r\ncontent-length:";
 
 /** A request that ends the connection; with a body, a POST of JSON. */
 export function encodeRequest(path: string, body?: unknown): Uint8Array {
@@ -25,15 +27,19 @@ export interface HttpAnswer {
 export function decodeAnswer(bytes: Uint8Array): HttpAnswer | undefined {
   const end = endOfHead(bytes);
   if (end === undefined) return undefined;
-  const head = new TextDecoder("latin1").decode(bytes.subarray(0, end));
-  const status = /^HTTP\/1\.[01] (\d{3})/.exec(head);
-  if (status === null) throw new Error("it answered something that is not HTTP/1.1");
-  const length = /\r\ncontent-length:[ \t]*(\d+)/i.exec(head);
+  const head = String.fromCharCode(...bytes.subarray(0, end)).toLowerCase();
+  const status = Number(head.slice(9, 12));
+  if (!(head.startsWith("http/1.1 ") || head.startsWith("http/1.0 ")) || !(status >= 100)) {
+    throw new Error("it answered something that is not HTTP/1.1");
+  }
+  const at = head.indexOf(LENGTH);
   // Bodies without a length are for those who cannot know it: the daemon's are JSON, whole before they are sent.
-  if (length === null && status[1] !== "204") throw new Error("it answered without a Content-Length");
-  const from = end + 4, to = from + Number(length?.[1] ?? 0);
+  if (at < 0 && status !== 204) throw new Error("it answered without a Content-Length");
+  const length = at < 0 ? 0 : parseInt(head.slice(at + LENGTH.length));
+  if (!(length >= 0)) throw new Error("it answered with a Content-Length that is no number");
+  const from = end + 4, to = from + length;
   if (bytes.length < to) return undefined;
-  return { status: Number(status[1]), text: new TextDecoder().decode(bytes.subarray(from, to)) };
+  return { status, text: new TextDecoder().decode(bytes.subarray(from, to)) };
 }
 
 /** Where the empty line begins that ends the head. */

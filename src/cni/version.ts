@@ -21,13 +21,13 @@ export const atLeast = (version: CniVersion, other: CniVersion): boolean =>
  */
 export function negotiate(found: unknown): CniVersion {
   const text = found === undefined || found === null || found === "" ? "0.1.0" : found;
+  if (typeof text === "string" && isSupported(text)) return text;
   if (typeof text !== "string" || !isVersionText(text)) {
     throw new CniError(
       CniErrorCode.DecodeFailure,
       `cniVersion: found ${JSON.stringify(found)}, wanted a version such as "${NEWEST_VERSION}"`,
     );
   }
-  if (isSupported(text)) return text;
   throw new CniError(
     CniErrorCode.IncompatibleVersion,
     `cniVersion: found ${found === text ? `"${text}"` : `none, which stands for "${text}"`}, wanted one of ${
