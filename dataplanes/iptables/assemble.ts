@@ -1,13 +1,7 @@
 /** Chains put together to a table as the kernel takes it, with the counters that its rules go on with. Pure. */
 import type { XtablesInfo } from "../../src/sdk/kernel_door.ts";
-import {
-  encodeChainEnd,
-  encodeChainHead,
-  type EncodedRule,
-  EXTENSION_HEADER_BYTES,
-  LAYOUTS,
-  nameChainHead,
-} from "./entry.ts";
+import { encodeChainEnd, encodeChainHead, type EncodedRule, nameChainHead } from "./entry.ts";
+import { EXTENSION_HEADER_BYTES, LAYOUTS } from "./entry_layout.ts";
 import { lastingKey } from "./counters.ts";
 import type { Chain, Entry, ParsedTable, PlanOptions, WantedTable } from "./table.ts";
 

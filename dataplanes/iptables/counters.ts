@@ -4,7 +4,7 @@ import type { Decision } from "../../src/model/evaluate.ts";
 import type { Cause } from "../../src/model/flat_list.ts";
 import type { DecisionCount } from "../../src/sdk/dataplane.ts";
 import type { ShownTable } from "./backend.ts";
-import { LAYOUTS } from "./entry.ts";
+import { LAYOUTS } from "./entry_layout.ts";
 import { OURS, type Rule } from "./ruleset.ts";
 
 /** Field by field: equal decisions have equal texts. */

@@ -95,6 +95,10 @@ export const ACCEPT: Target = { target: "accept" };
 export const goto = (chain: string): Target => ({ target: "goto", chain });
 export const jump = (chain: string): Target => ({ target: "jump", chain });
 export const rule = (target: Target, ...matches: readonly Match[]): Rule => ({ matches, target });
+export const inState = (...states: readonly FlowState[]): Match => ({ match: "state", states });
+/** Their first packet has been judged. */
+export const KNOWN_FLOWS = rule(RETURN, inState("established", "related"));
+export const INVALID_FLOWS = rule(DROP, inState("invalid"));
 
 /** Everything of ours begins so: chains and sets. */
 export const OURS = "manx-";

@@ -3,48 +3,32 @@ import { afterAll, expect, test } from "bun:test";
 import { type Address, formatAddress } from "../../src/model/address.ts";
 import type { DesiredState } from "../../src/model/desired.ts";
 import { PROTOCOLS } from "../../src/model/ports.ts";
-import type { ServiceState } from "../../src/model/services.ts";
 import { random } from "../../src/model/testdata/random_lists.ts";
 import { frontend, services, someServices } from "../../src/model/testdata/services.ts";
-import { state, workload } from "../../src/model/testdata/small_states.ts";
 import { createNamespace } from "../../src/kernel/netns.ts";
 import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
 import { openXtables } from "../../src/kernel/xtables.ts";
 import type { Dataplane, Report } from "../../src/sdk/dataplane.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
+import { serviceWorld } from "../../test/contract/dataplane_service_verdicts.ts";
 import { parseConfig, serviceMarks } from "./config.ts";
 import { readTable } from "./legacy.ts";
 import { printRule } from "./print.ts";
-import { Renderer, type RenderOptions } from "./render.ts";
+import { Renderer } from "./render.ts";
 import { servicePlaces } from "./services_places.ts";
 import { openDataplane } from "./testdata/open.ts";
 import { iptables, removeLocks, restore, save, tool } from "./testdata/tools.ts";
+import { MARKS, OF_SERVICES, WITH_SERVICES } from "./testdata/with_services.ts";
 
 afterAll(removeLocks);
 
-const MARKS = serviceMarks(0xffff0000)!;
-const OPTIONS: RenderOptions = {
-  logGroup: 86,
-  passedMark: 0x10000,
-  cutMark: 0x20000,
-  families: [4, 6],
-  nat: true,
-  services: MARKS,
-};
-const PODS = [workload("a", "mxa", ["10.0.0.1", "fd00::1"]), workload("b", "tap0", ["10.0.0.2", "fd00::2"])];
-const OURS = /services|service-|manx-[abfmnps][0-9]*-/;
-
-const desired = (of: ServiceState | undefined, generation = 1): DesiredState => ({
-  ...state({ generation, workloads: PODS }),
-  ...of === undefined ? {} : { services: of },
-});
 const applied = async (dataplane: Dataplane, world: DesiredState): Promise<Report> => {
   const report = await dataplane.apply(world);
   expect(report.problems).toEqual([]);
   return report;
 };
 const wantedLines = (world: DesiredState, family: 4 | 6): readonly string[] =>
-  new Renderer(OPTIONS).render(world).ruleset.tables.filter((table) => table.family === family)
+  new Renderer(WITH_SERVICES).render(world).ruleset.tables.filter((table) => table.family === family)
     .flatMap(({ chains, hooks }) => [
       ...[...hooks].map(([hook, chain]) => `-A ${hook} -j ${chain}`),
       ...[...chains].flatMap(([name, rules]) => rules.map((one) => `-A ${name} ${printRule(one, family)}`)),
@@ -58,7 +42,7 @@ test(
     using namespace = createNamespace("services");
     await using dataplane = await openDataplane(namespace);
     for (let seed = 1; seed <= 12; seed++) {
-      const world = desired(someServices(random(seed * 104_729), seed % 3 === 0 ? 60 : 6), seed);
+      const world = serviceWorld(someServices(random(seed * 104_729), seed % 3 === 0 ? 60 : 6), seed);
       await applied(dataplane, world);
       for (const family of [4, 6] as const) {
         expect(foundLines(namespace, family)).toEqual(wantedLines(world, family));
@@ -77,8 +61,8 @@ test(
       await using there = await openDataplane(copy);
       expect((await there.apply(world)).messages).toBe(0);
     }
-    await applied(dataplane, desired(undefined, 100));
-    for (const family of [4, 6] as const) expect(save(namespace, family)).not.toMatch(OURS);
+    await applied(dataplane, serviceWorld(undefined, 100));
+    for (const family of [4, 6] as const) expect(save(namespace, family)).not.toMatch(OF_SERVICES);
   },
   60_000,
 );
@@ -87,7 +71,7 @@ test("what strangers do to services is told, mended, and is nothing to them afte
   using namespace = createNamespace("drift");
   iptables(namespace, 4, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "81", "-j", "REDIRECT");
   await using dataplane = await openDataplane(namespace);
-  const world = desired(services([
+  const world = serviceWorld(services([
     "tcp 10.96.0.1:80 > 10.0.0.1:80 10.0.0.2:80 | affinity 60",
     "tcp 10.96.0.2:80 > 10.0.0.1:80 10.0.0.2:80",
     "tcp 10.96.0.3:80 > 10.0.0.1:80 | scope external | sources 10.0.0.0/8 192.0.2.0/24",
@@ -126,7 +110,7 @@ test("the UDP services of a table are found in its bytes", async () => {
     `tcp 10.96.0.${i}:53 > 10.0.0.1:53`,
   ]).flat();
   for (const lines of [many, many.slice(0, 5), []]) {
-    await applied(dataplane, desired(services(lines)));
+    await applied(dataplane, serviceWorld(services(lines)));
     for (const family of [4, 6] as const) {
       using socket = openXtables(family, namespace);
       const text = ({ address, port }: { address?: Address | undefined; port: number }) =>
@@ -150,7 +134,7 @@ test("services are an aspect where the mark mask and the configuration allow", a
   for (const [config, wanted] of [[{}, true], [{ services: false }, false], [{ markMask: 0x300 }, false]] as const) {
     await using dataplane = await openDataplane(namespace, config);
     expect(dataplane.capabilities.aspects.has("services")).toBe(wanted);
-    await applied(dataplane, desired(services(["tcp 10.96.0.1:80 > 10.0.0.1:80"])));
+    await applied(dataplane, serviceWorld(services(["tcp 10.96.0.1:80 > 10.0.0.1:80"])));
     expect(save(namespace, 4).includes("manx-services")).toBe(wanted);
     await dataplane.sweep();
   }

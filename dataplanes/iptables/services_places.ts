@@ -1,7 +1,7 @@
 import type { Address, Family } from "../../src/model/address.ts";
 import type { ServicePlace } from "../../src/kernel/service_flows.ts";
 import { PROTOCOLS } from "../../src/model/ports.ts";
-import { EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS } from "./entry.ts";
+import { EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS } from "./entry_layout.ts";
 import { isLookupChain } from "./services.ts";
 
 /** Of a table as it was read. */

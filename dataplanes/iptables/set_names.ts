@@ -20,3 +20,5 @@ export function netSetName(family: Family, ids: readonly SetId[], nets: readonly
 }
 export const portSetName = (family: Family, id: SetId): string =>
   `${OURS}${family}p-${digest(id).slice(0, DIGEST_CHARACTERS)}`;
+/** Who may send from where: an address and an interface. */
+export const sourceSetName = (family: Family): string => `${OURS}${family}i-source`;

@@ -4,7 +4,8 @@
  */
 import type { Family } from "../../src/model/address.ts";
 import type { XtablesInfo } from "../../src/sdk/kernel_door.ts";
-import { type EncodedRule, EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS, OWN_MARK } from "./entry.ts";
+import type { EncodedRule } from "./entry.ts";
+import { EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS, OWN_MARK } from "./entry_layout.ts";
 import { assemble, CounterMoves, type Draft, type NewTable, type OwnRule, type OwnRules } from "./assemble.ts";
 import { HOOK_NAMES, OURS } from "./ruleset.ts";
 

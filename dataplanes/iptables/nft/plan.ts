@@ -19,7 +19,8 @@ import {
 } from "../../../src/kernel/netlink/schema/nftables_compat.ts";
 import type { NetlinkMessage } from "../../../src/sdk/kernel_door.ts";
 import { lastingKey } from "../counters.ts";
-import { type EncodedRule, LAYOUTS } from "../entry.ts";
+import type { EncodedRule } from "../entry.ts";
+import { LAYOUTS } from "../entry_layout.ts";
 import { isRule, KEPT_CHAIN, type PlanOptions, TableError, type WantedTable } from "../table.ts";
 import { BASE_CHAINS, isSameBase, printBase } from "./base_chains.ts";
 import { type FoundChain, type FoundRule, type FoundTable, isOurs, MARK, tableOf } from "./found.ts";

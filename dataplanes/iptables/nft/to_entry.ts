@@ -6,7 +6,13 @@
 import type { Family } from "../../../src/model/address.ts";
 import { PROTOCOLS } from "../../../src/model/ports.ts";
 import type { WireExpression } from "../../../src/kernel/netlink/schema/nftables.ts";
-import { EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS, STANDARD_TARGET_BYTES, VERDICT } from "../entry.ts";
+import {
+  EXTENSION_HEADER_BYTES,
+  EXTENSION_NAME_BYTES,
+  LAYOUTS,
+  STANDARD_TARGET_BYTES,
+  VERDICT,
+} from "../entry_layout.ts";
 import {
   ADDRESS_OFFSETS,
   COMPARE,

@@ -5,7 +5,8 @@
 import type { Family } from "../../../src/model/address.ts";
 import { encodeExpressions, type RawRule } from "../../../src/kernel/netlink/schema/nftables_compat.ts";
 import type { WireExpression } from "../../../src/kernel/netlink/schema/nftables.ts";
-import { type EncodedRule, EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS, VERDICT } from "../entry.ts";
+import type { EncodedRule } from "../entry.ts";
+import { EXTENSION_HEADER_BYTES, EXTENSION_NAME_BYTES, LAYOUTS, VERDICT } from "../entry_layout.ts";
 import {
   ADDRESS_OFFSETS,
   COMPARE,
