@@ -1,16 +1,20 @@
 /** Logged packets through the real kernel, each test in network namespaces of its own. */
-import { expect, test } from "bun:test";
-import { createNamespace, inNamespace, namespacePath } from "../../src/kernel/netns.ts";
-import * as c from "../../src/kernel/libc.ts";
-import { inetSockaddr } from "../../src/kernel/sockaddr.ts";
+import { describe, expect, test } from "bun:test";
+import { createNamespace, namespacePath } from "../../src/kernel/netns.ts";
 import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
-import { formatAddress, parseAddress } from "../../src/model/address.ts";
+import { formatAddress } from "../../src/model/address.ts";
 import type { Decision } from "../../src/model/evaluate.ts";
 import type { Dataplane, LoggedPacket, LostPackets } from "../../src/sdk/dataplane.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
+import { dataplaneLogs, send } from "../../test/contract/dataplane_logs.ts";
 import { logPrefix } from "./log_prefix.ts";
-import { list, policy, rule, rules, state, tier, workload } from "../../src/model/testdata/small_states.ts";
+import { list, policy, rule, state, tier, workload } from "../../src/model/testdata/small_states.ts";
 import { openDataplane } from "./testdata/open.ts";
+
+describe.each(["flat", "linear"])(
+  "nftables (%s)",
+  (form) => dataplaneLogs((namespace, config) => openDataplane(namespace, { form, ...config })),
+);
 
 const DEADLINE_MS = 5_000;
 const GROUP = 86;
@@ -42,16 +46,6 @@ async function openNode(): Promise<Node> {
       node[Symbol.dispose]();
     },
   };
-}
-
-/** Datagrams to ports of the node where nobody listens. */
-function send(from: NetworkNamespace, to: string, port: number, count = 1): void {
-  const family = to.includes(":") ? c.AF.INET6 : c.AF.INET;
-  const fd = inNamespace(from, () => c.check("socket", c.socket(family, c.SOCK.DGRAM | c.SOCK.CLOEXEC, 0)));
-  const address = inetSockaddr({ address: parseAddress(to), port });
-  const payload = c.buffer(8);
-  for (let i = 0; i < count; i++) c.sendto(fd, payload, 0, address);
-  c.close(fd);
 }
 
 /** A rule of somebody's own, beside our table, that logs datagrams to `port` with this prefix. */
@@ -213,15 +207,6 @@ test("a group that another program reads is refused in so many words, and can be
   expect(items).toHaveLength(1);
 });
 
-test("another group is used where the configuration says so", async () => {
-  using node = createNamespace("configured");
-  await using dataplane = await openDataplane(node, { logGroup: 4711 });
-  const read = dataplane.logs!(AbortSignal.timeout(DEADLINE_MS))[Symbol.asyncIterator]();
-  const first = read.next();
-  expect(runIn(node, "cat", "/proc/net/netfilter/nfnetlink_log").trim()).toStartWith("4711 ");
-  first.catch(() => {});
-});
-
 test("two dataplanes in two namespaces read their own packets only", async () => {
   await using a = await openNode();
   await using b = await openNode();
@@ -267,24 +252,6 @@ test("of a flood, what was read and what was lost is all there was", async () =>
   const read = items.filter((item) => "prefix" in item).length;
   expect(lost).toBeGreaterThan(0);
   expect(read + lost).toBe(count + 1);
-});
-
-test("a Log rule's packets come with its place in its policy", async () => {
-  await using here = await openNode();
-  const place = (index: number) => ({ policy: "NetworkPolicy/x/p", direction: "egress", index }) as const;
-  const egress = rules(
-    rule("log", { protocol: 17, to: { ports: [{ first: 90, last: 90 }] }, origin: place(0) }),
-    rule("deny", { protocol: 17, origin: place(1) }),
-    rule("allow", { origin: place(2) }),
-  );
-  await here.dataplane.apply(state({ workloads: [workload("w", "mxa", ["10.0.0.1", "fd00::1"], { egress })] }));
-  const [item] = await logged(here.dataplane, (items) => items.length === 1, () => send(here.pod, "10.0.0.254", 90));
-  expect(item).toMatchObject({
-    verdict: "log",
-    direction: "egress",
-    decision: { by: "rule", tier: "default", policy: "NetworkPolicy/x/p", origin: place(0) },
-    inInterface: "mxa",
-  });
 });
 
 /** Whether packets wait in the kernel: in the group (nfnetlink_log's third field) or in a socket (Rmem of netlink's). */

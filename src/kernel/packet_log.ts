@@ -30,11 +30,34 @@ const HOOK_OUTPUT = 3;
 const NAMES_KEPT_MS = 10_000;
 const NAMES_MAX = 4_096;
 
+/** What arrives in `group`, until `signal` aborts. */
+export type PacketLogReader = (
+  host: Pick<Host, "kernel" | "clock">,
+  group: number,
+  prefixes: PrefixResolver,
+  signal: AbortSignal,
+) => AsyncGenerator<LoggedPacket | LostPackets, void, undefined>;
+
 /**
- * What arrives at a socket of `openLogGroup`, until `signal` aborts. The socket is closed then.
+ * `unavailable` makes the plugin contract's error of a group that somebody else reads: this room knows only the contract's types.
+ * The reader throws it, and {KernelError}.
+ */
+export const packetLogReader = (unavailable: (message: string, cause: unknown) => Error): PacketLogReader =>
+  async function* (host, group, prefixes, signal) {
+    let socket: NetlinkSocket;
+    try {
+      socket = openLogGroup(host, group);
+    } catch (cause) {
+      throw isErrno(cause, "EPERM") ? unavailable(groupTaken(group), cause) : cause;
+    }
+    yield* readPackets(socket, host, prefixes, signal);
+  };
+
+/**
+ * The socket is closed at the end.
  * @throws {KernelError}
  */
-export async function* readPacketLog(
+async function* readPackets(
   group: NetlinkSocket,
   host: Pick<Host, "kernel" | "clock">,
   prefixes: PrefixResolver,
@@ -69,7 +92,7 @@ export async function* readPacketLog(
 }
 
 /** @throws {KernelError} EPERM where the group is another socket's */
-export const openLogGroup = ({ kernel }: Pick<Host, "kernel">, group: number): NetlinkSocket =>
+const openLogGroup = ({ kernel }: Pick<Host, "kernel">, group: number): NetlinkSocket =>
   kernel.netlink(NETLINK_NETFILTER, {
     subscriptions: [{
       begin: bindLogGroup({ group, copyBytes: COPY_BYTES, timeoutMs: LATENCY_MS, queueLength: QUEUE_PACKETS }),
@@ -78,12 +101,9 @@ export const openLogGroup = ({ kernel }: Pick<Host, "kernel">, group: number): N
     eventBufferBytes: BUFFER_BYTES,
   });
 
-/** What `openLogGroup` fails with where somebody else reads the group; undefined: with something else. */
-export const groupTaken = (error: unknown, group: number): string | undefined =>
-  !isErrno(error, "EPERM") ? undefined : (
-    `read logged packets of NFLOG group ${group}: found that another program reads this group (/proc/net/netfilter/nfnetlink_log ` +
-    "names its netlink port), wanted it for this daemon alone: end that program, or set another logGroup for the dataplane"
-  );
+const groupTaken = (group: number): string =>
+  `read logged packets of NFLOG group ${group}: found that another program reads this group (/proc/net/netfilter/nfnetlink_log ` +
+  "names its netlink port), wanted it for this daemon alone: end that program, or set another logGroup for the dataplane";
 
 /** Undefined: not to be read. */
 function read(message: NetlinkMessage): GroupPacket | undefined {

@@ -28,6 +28,7 @@ import {
 } from "../../src/kernel/libc.ts";
 import { inNamespace } from "../../src/kernel/netns.ts";
 import { inetSockaddr, parseInetSockaddr } from "../../src/kernel/sockaddr.ts";
+import { resetOnClose } from "../../src/lab/probe_socket.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 import { endpoint } from "../../src/model/testdata/services.ts";
 
@@ -48,6 +49,15 @@ const familyOf = (address: Address): number => address.length === 4 ? AF.INET : 
 function open(place: NetworkNamespace, address: Address, isStream: boolean): number {
   const type = (isStream ? SOCK.STREAM : SOCK.DGRAM) | SOCK.NONBLOCK | SOCK.CLOEXEC;
   return inNamespace(place, () => check("open socket", socket(familyOf(address), type, 0)));
+}
+
+export interface Held {
+  /** Who took it. */
+  readonly server: string | undefined;
+  /** Whether bytes go both ways. */
+  passes(): boolean;
+  /** Ends it so that nobody remembers it for minutes. */
+  reset(): void;
 }
 
 export class Conversation implements Disposable {
@@ -79,8 +89,8 @@ export class Conversation implements Disposable {
     return { ask: () => this.hear(fd, false) };
   }
 
-  /** A connection that stays open, once it is there. */
-  hold(place: NetworkNamespace, to: string): { passes(): boolean } {
+  /** A connection that stays open, once it is there; without a server it passes nothing. */
+  hold(place: NetworkNamespace, to: string): Held {
     const there = endpoint(to);
     const fd = open(place, there.address, true);
     this.clients.add(fd);
@@ -96,7 +106,15 @@ export class Conversation implements Disposable {
       poll([{ fd: into, events: POLL.IN }], this.silenceMs);
       return recv(into, buffer(8), MSG.DONTWAIT) === 1;
     };
-    return { passes: () => other !== undefined && goes(fd, other) && goes(other, fd) };
+    return {
+      server: doors[at]?.name,
+      passes: () => other !== undefined && goes(fd, other) && goes(other, fd),
+      reset: () => {
+        this.clients.delete(fd);
+        resetOnClose(fd);
+        close(fd);
+      },
+    };
   }
 
   /** `tcp 10.96.0.1:80`: who answers, and whom the server saw: `b saw 10.0.0.1`; or `refused`, `silence`, `no route`. */

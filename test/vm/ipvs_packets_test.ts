@@ -7,17 +7,19 @@ import { NETLINK_GENERIC } from "../../src/kernel/netlink/generic.ts";
 import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
 import type { Report } from "../../src/sdk/dataplane.ts";
 import type { Host } from "../../src/sdk/plugin.ts";
+import { Conversation } from "../contract/conversation.ts";
 import { guestTest } from "./guest.ts";
 import {
   backends,
   bareNode,
   frontend,
+  PLACES,
   type ServiceNode,
   serviceNode,
   services,
+  SILENCE_MS,
   succeedsIn,
   testHost,
-  Traffic,
   until,
 } from "./service_node.ts";
 
@@ -99,18 +101,18 @@ guestTest(
   "a removed server keeps its TCP connections until they are gone, a datagram service's goes at once",
   async () => {
     await using here = await serviceNode();
-    using traffic = new Traffic(here);
-    for (const name of ["b", "c"]) {
-      const address = name === "b" ? "10.0.0.2" : "10.0.0.3";
-      traffic.listen(name, "tcp", address, 8080);
-      traffic.listen(name, "udp", address, 5353);
+    using talk = new Conversation(SILENCE_MS);
+    for (const name of ["b", "c"] as const) {
+      const { v4 } = PLACES[name];
+      talk.serve(name, here.places[name]!, `tcp ${v4}:8080`, `udp ${v4}:5353`);
     }
+    const client = here.places.a!;
     const both = (tcp: readonly string[], udp: readonly string[]) =>
       services([frontend("tcp 10.96.0.1:80", backends(tcp)), frontend("udp 10.96.0.1:53", backends(udp))]);
     well(await here.dataplane.apply(both(["10.0.0.2:8080"], ["10.0.0.2:5353"])));
-    const held = traffic.hold("a", "10.96.0.1", 80);
+    const held = talk.hold(client, "10.96.0.1:80");
     expect([held.server, held.passes()]).toEqual(["b", true]);
-    expect(traffic.reach("a", "udp", "10.96.0.1", 53)).toBe("b saw 10.0.0.1");
+    expect(talk.ask(client, "udp 10.96.0.1:53")).toBe("b saw 10.0.0.1");
 
     well(await here.dataplane.apply(both(["10.0.0.3:8080"], ["10.0.0.3:5353"])));
     expect(listed(here)).toEqual([
@@ -118,7 +120,7 @@ guestTest(
       "UDP 10.96.0.1:53 rr (flag-3) → 10.0.0.3:5353 Masq 1",
     ]);
     expect(held.passes()).toBe(true);
-    expect(traffic.reach("a", "tcp", "10.96.0.1", 80)).toBe("c saw 10.0.0.1");
+    expect(talk.ask(client, "tcp 10.96.0.1:80")).toBe("c saw 10.0.0.1");
     // Retired before the restart, retired after it, and nothing is sent for that.
     const again = await here.reopen();
     expect(well(await again.apply(both(["10.0.0.3:8080"], ["10.0.0.3:5353"]))).messages).toBe(0);

@@ -13,8 +13,9 @@ import {
   workload,
 } from "../../src/model/testdata/small_states.ts";
 import { openDataplane } from "../../dataplanes/nftables/testdata/open.ts";
+import { Conversation } from "../contract/conversation.ts";
 import { guestTest } from "./guest.ts";
-import { backends, frontend, PLACES, serviceNode, services, Traffic } from "./service_node.ts";
+import { backends, frontend, PLACES, serviceNode, services, SILENCE_MS } from "./service_node.ts";
 
 const port = (first: number, last = first) => [{ first, last }];
 
@@ -46,15 +47,14 @@ const FRONTENDS = [
 async function policed() {
   const here = await serviceNode();
   const nftables = await openDataplane(here.namespace, { services: false });
-  const traffic = new Traffic(here);
+  const talk = new Conversation(SILENCE_MS);
   for (const name of ["b", "c"] as const) {
-    traffic.listen(name, "tcp", PLACES[name].v4, 8080);
-    traffic.listen(name, "tcp", PLACES[name].v6, 8080);
-    traffic.listen(name, "udp", PLACES[name].v4, 5353);
+    const { v4, v6 } = PLACES[name];
+    talk.serve(name, here.places[name]!, `tcp ${v4}:8080`, `tcp [${v6}]:8080`, `udp ${v4}:5353`);
   }
   return {
     here,
-    traffic,
+    talk,
     async apply(wanted: DesiredState): Promise<void> {
       const whole = services(FRONTENDS, { state: wanted });
       for (const one of [nftables, here.dataplane]) {
@@ -67,13 +67,12 @@ async function policed() {
       const wanted = lines.trim().split("\n").map((line) => line.trim());
       expect(wanted.map((line) => {
         const [path] = line.split(" = ");
-        const [from, protocol, where] = path!.split(" ");
-        const [, to, number] = /^\[?(.*?)\]?:(\d+)$/.exec(where!)!;
-        return `${path} = ${traffic.reach(from!, protocol as "tcp" | "udp", to!, Number(number))}`;
+        const [from, ...what] = path!.split(" ");
+        return `${path} = ${talk.ask(here.places[from!]!, what.join(" "))}`;
       })).toEqual(wanted);
     },
     async [Symbol.asyncDispose]() {
-      traffic[Symbol.dispose]();
+      talk[Symbol.dispose]();
       await nftables[Symbol.asyncDispose]();
       await here[Symbol.asyncDispose]();
     },
@@ -87,11 +86,11 @@ guestTest("ingress of the backend is judged by the client that it is, whatever w
   node.check(`
     a tcp 10.96.0.2:80 = b saw 10.0.0.1
     a tcp [fd00:96::2]:80 = b saw fd00::1
-    c tcp 10.96.0.2:80 = silent
-    c tcp [fd00:96::2]:80 = silent
-    out tcp 10.96.0.2:80 = silent
-    out tcp 192.0.2.254:30080 = silent
-    a udp 10.96.0.2:53 = silent
+    c tcp 10.96.0.2:80 = silence
+    c tcp [fd00:96::2]:80 = silence
+    out tcp 10.96.0.2:80 = silence
+    out tcp 192.0.2.254:30080 = silence
+    a udp 10.96.0.2:53 = silence
     a tcp 10.96.0.3:80 = c saw 10.0.0.1
     out tcp 10.96.0.3:80 = c saw 192.0.2.1
     node tcp 10.96.0.2:80 = b saw 10.0.0.254
@@ -106,8 +105,8 @@ guestTest("egress of the client is judged by the backend that it gets, not by th
   node.check(`
     a tcp 10.96.0.2:80 = b saw 10.0.0.1
     a tcp [fd00:96::2]:80 = b saw fd00::1
-    a tcp 10.96.0.3:80 = silent
-    a udp 10.96.0.2:53 = silent
+    a tcp 10.96.0.3:80 = silence
+    a udp 10.96.0.2:53 = silence
     a tcp 192.0.2.254:30080 = b saw 10.0.0.1
     c tcp 10.96.0.2:80 = b saw 10.0.0.3
     c udp 10.96.0.2:53 = b saw 10.0.0.3
@@ -117,7 +116,7 @@ guestTest("egress of the client is judged by the backend that it gets, not by th
 guestTest("a flow that was let in goes on, and host endpoints judge what goes through them", async () => {
   await using node = await policed();
   await node.apply(world({}));
-  const held = node.traffic.hold("a", "10.96.0.2", 80);
+  const held = node.talk.hold(node.here.places.a!, "10.96.0.2:80");
   expect(held.passes()).toBe(true);
   const fromOut = rules(rule("deny", { from: { sets: [setId("out")] }, to: { sets: [setId("b")] } }), rule("allow"));
   const open = list([], [policy("Profile//open", rule("allow"))]);
@@ -129,9 +128,9 @@ guestTest("a flow that was let in goes on, and host endpoints judge what goes th
   );
   expect(held.passes()).toBe(true);
   node.check(`
-    a tcp 10.96.0.2:80 = silent
-    out tcp 10.96.0.2:80 = silent
-    out tcp 192.0.2.254:30080 = silent
+    a tcp 10.96.0.2:80 = silence
+    out tcp 10.96.0.2:80 = silence
+    out tcp 192.0.2.254:30080 = silence
     out tcp 10.96.0.3:80 = c saw 192.0.2.1
     c tcp 10.96.0.2:80 = b saw 10.0.0.3
   `);

@@ -1,39 +1,11 @@
-/** For tests: a node with three pods and the outside, the IPVS dataplane on it, and who answers whom through a service. */
-import { type Address, addressFamily, type Cidr, parseAddress, parseCidr } from "../../src/model/address.ts";
+/** For tests: a node with three pods, the outside and the IPVS dataplane on it. */
+import { addressFamily, type Cidr, parseAddress, parseCidr } from "../../src/model/address.ts";
 import type { DesiredState } from "../../src/model/desired.ts";
 import { persistentMap } from "../../src/model/persistent_map.ts";
 import { type BackendList, frontendKey, type ServiceFrontend } from "../../src/model/services.ts";
-import { errnoOf } from "../../src/kernel/errors.ts";
-import {
-  accept4,
-  AF,
-  buffer,
-  check,
-  close,
-  connect,
-  Errno,
-  getpeername,
-  getsockoptInt,
-  IPPROTO,
-  listen,
-  MSG,
-  POLL,
-  poll,
-  recv,
-  recvfrom,
-  send,
-  sendto,
-  SO,
-  SOCK,
-  socket,
-  SOL,
-} from "../../src/kernel/libc.ts";
 import { namespacedKernel } from "../../src/kernel/namespaced_door.ts";
-import { createNamespace, inNamespace, namespacePath } from "../../src/kernel/netns.ts";
-import { inetSockaddr, parseInetSockaddr } from "../../src/kernel/sockaddr.ts";
+import { createNamespace, namespacePath } from "../../src/kernel/netns.ts";
 import { runIn } from "../../src/kernel/testdata/tool_fixture.ts";
-import { openBound, resetOnClose } from "../../src/lab/probe_socket.ts";
-import { formatAddress } from "../../src/model/address.ts";
 import type { Dataplane } from "../../src/sdk/dataplane.ts";
 import type { NetworkNamespace } from "../../src/sdk/kernel_door.ts";
 import type { Host } from "../../src/sdk/plugin.ts";
@@ -41,8 +13,7 @@ import ipvs from "../../dataplanes/ipvs/mod.ts";
 import { state, workload } from "../../src/model/testdata/small_states.ts";
 
 /** The guest is slow, and what comes at all comes at once. */
-const SILENCE_MS = 700;
-const REFUSED = errnoOf("ECONNREFUSED")!;
+export const SILENCE_MS = 700;
 
 export interface Place {
   readonly link: string;
@@ -230,139 +201,4 @@ export function services(
       podNets: nets(more.podNets ?? ["10.0.0.0/16", "fd00::/64"]),
     },
   };
-}
-
-// -------------------------------------------------------------------------------------------------------------- traffic
-
-interface Listening {
-  readonly name: string;
-  readonly fd: number;
-  readonly protocol: "tcp" | "udp";
-}
-
-/** Whoever listens says who came. */
-export class Traffic implements Disposable {
-  private readonly listening: Listening[] = [];
-  private readonly held: number[] = [];
-
-  constructor(private readonly node: ServiceNode) {}
-
-  listen(name: string, protocol: "tcp" | "udp", address: string, port: number): void {
-    const type = protocol === "tcp" ? "stream" : "datagram";
-    const number = protocol === "tcp" ? IPPROTO.TCP : IPPROTO.UDP;
-    const fd = openBound(this.node.places[name]!, type, number, parseAddress(address), port);
-    if (protocol === "tcp") check("listen", listen(fd, 64));
-    this.listening.push({ name, fd, protocol });
-  }
-
-  /** `b saw 10.0.0.1`, `refused` or `silent`. */
-  reach(from: string, protocol: "tcp" | "udp", to: string, port: number): string {
-    const fd = this.open(from, protocol, to);
-    try {
-      return protocol === "tcp" ? this.tcp(fd, to, port) : this.udp(fd, to, port);
-    } finally {
-      close(fd);
-    }
-  }
-
-  private open(from: string, protocol: "tcp" | "udp", to: string): number {
-    const domain = to.includes(":") ? AF.INET6 : AF.INET;
-    const type = protocol === "tcp" ? SOCK.STREAM : SOCK.DGRAM;
-    return inNamespace(
-      this.node.places[from]!,
-      () => check("open socket", socket(domain, type | SOCK.NONBLOCK | SOCK.CLOEXEC, 0)),
-    );
-  }
-
-  private tcp(fd: number, to: string, port: number): string {
-    const returned = connect(fd, inetSockaddr({ address: parseAddress(to), port }));
-    if (returned === -REFUSED) return "refused";
-    if (returned !== 0 && returned !== -Errno.EINPROGRESS) check(`connect to ${to}`, returned);
-    poll([{ fd, events: POLL.OUT }], SILENCE_MS);
-    const failure = getsockoptInt(fd, SOL.SOCKET, SO.ERROR);
-    if (failure === REFUSED) return "refused";
-    if (failure !== 0) return `failed ${failure}`;
-    const [events] = poll([{ fd, events: POLL.OUT }], 0);
-    if (events === 0) return "silent";
-    const { name, from } = this.accepted();
-    return `${name} saw ${from}`;
-  }
-
-  private accepted(): { readonly name: string; readonly fd: number; readonly from: string } {
-    const doors = this.listening.filter(({ protocol }) => protocol === "tcp");
-    const ready = poll(doors.map(({ fd }) => ({ fd, events: POLL.IN })), SILENCE_MS);
-    const at = ready.findIndex((events) => events !== 0);
-    if (at < 0) return { name: "nobody", fd: -1, from: "" };
-    const { fd, peer } = acceptFrom(doors[at]!.fd);
-    this.held.push(fd);
-    return { name: doors[at]!.name, fd, from: peer };
-  }
-
-  private udp(fd: number, to: string, port: number): string {
-    check("connect", connect(fd, inetSockaddr({ address: parseAddress(to), port })));
-    const hello = bytesOf("hello");
-    send(fd, hello, 0);
-    const doors = this.listening.filter(({ protocol }) => protocol === "udp");
-    const all = [{ fd, events: POLL.IN }, ...doors.map((one) => ({ fd: one.fd, events: POLL.IN }))];
-    const ready = poll(all, SILENCE_MS);
-    if (ready[0] !== 0) return getsockoptInt(fd, SOL.SOCKET, SO.ERROR) === REFUSED ? "refused" : "odd";
-    const at = ready.findIndex((events, i) => i > 0 && events !== 0);
-    if (at < 0) return "silent";
-    const door = doors[at - 1]!;
-    const inbox = buffer(64);
-    const { from } = recvfrom(door.fd, inbox, 0);
-    const peer = buffer(from.length);
-    peer.set(from);
-    const answer = bytesOf("answer");
-    sendto(door.fd, answer, 0, peer);
-    const back = poll([{ fd, events: POLL.IN }], SILENCE_MS)[0] !== 0 &&
-      recv(fd, inbox, MSG.DONTWAIT) === answer.length;
-    return `${door.name} saw ${textOf(parseInetSockaddr(from).address)}${back ? "" : ", its answer was lost"}`;
-  }
-
-  /** A connection that stays: its two ends. */
-  hold(from: string, to: string, port: number): Held {
-    const fd = this.open(from, "tcp", to);
-    connect(fd, inetSockaddr({ address: parseAddress(to), port }));
-    poll([{ fd, events: POLL.OUT }], SILENCE_MS);
-    const { name, fd: other } = this.accepted();
-    return {
-      server: name,
-      passes: () => passes(fd, other) && passes(other, fd),
-      reset: () => (resetOnClose(fd), close(fd)),
-    };
-  }
-
-  [Symbol.dispose](): void {
-    for (const { fd } of this.listening) close(fd);
-    for (const fd of this.held) close(fd);
-  }
-}
-
-export interface Held {
-  readonly server: string;
-  /** Whether bytes go both ways. */
-  passes(): boolean;
-  /** Ends it so that nobody remembers it for minutes. */
-  reset(): void;
-}
-
-function passes(from: number, to: number): boolean {
-  const word = bytesOf("x"), inbox = buffer(8);
-  if (send(from, word, 0) !== word.length) return false;
-  poll([{ fd: to, events: POLL.IN }], SILENCE_MS);
-  return recv(to, inbox, MSG.DONTWAIT) === word.length;
-}
-
-function acceptFrom(door: number): { readonly fd: number; readonly peer: string } {
-  const fd = check("accept", accept4(door, SOCK.NONBLOCK | SOCK.CLOEXEC));
-  return { fd, peer: textOf(parseInetSockaddr(getpeername(fd)).address) };
-}
-
-const textOf = (address: Address): string => formatAddress(address);
-
-function bytesOf(text: string): Uint8Array<ArrayBuffer> {
-  const bytes = buffer(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
 }
