@@ -96,9 +96,12 @@ function check({ here, talk }: { readonly here: Node; readonly talk: Conversatio
   })).toEqual(wanted);
 }
 
+/** Emulated kernels on a busy machine take that long for what is work behind a change. */
+const UNTIL_MS = 20_000;
+
 /** Until `found` is as wanted. */
 async function until<T>(wanted: T, found: () => T): Promise<void> {
-  for (const deadline = performance.now() + 5_000;;) {
+  for (const deadline = performance.now() + UNTIL_MS;;) {
     const is = found();
     if (Bun.deepEquals(is, wanted)) return;
     if (performance.now() > deadline) return expect(is).toEqual(wanted);
@@ -491,7 +494,7 @@ export function dataplaneServices(subject: ServicesSubject): void {
         await until("silence", () => client.ask());
       }
     },
-    30_000,
+    120_000,
   );
 
   run("UDP flows of many services that change at once are looked at, and nobody else's are touched", async () => {
