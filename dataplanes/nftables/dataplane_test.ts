@@ -17,7 +17,6 @@ import {
   manyAddresses,
   netSet,
   policy,
-  portSet,
   rule,
   rules,
   setId,
@@ -25,35 +24,14 @@ import {
   tier,
   workload,
 } from "../../src/model/testdata/small_states.ts";
+import { world as contractWorld } from "../../test/contract/dataplane.ts";
 import { openDataplane } from "./testdata/open.ts";
 
 const port = (first: number, last = first) => [{ first, last }];
 
-function world(pods: number, more: Parameters<typeof state>[0] = {}): DesiredState {
-  const web = rules(
-    rule("allow", { protocol: 6, from: { sets: [setId("web")] }, to: { ports: port(80) } }),
-    rule("allow", { protocol: 6, from: { sets: [setId("nets")] }, to: { ports: port(8000, 8999) } }),
-    rule("allow", { protocol: 17, to: { ports: port(53) } }),
-    rule("allow", { protocol: 6, from: { sets: [setId("web")] }, to: { ports: port(443) } }),
-    rule("allow", { to: { portSets: [setId("named")] } }),
-    rule("log", { protocol: 1 }),
-    rule("deny", { protocol: 1, icmp: { type: 8, code: 0 } }),
-    rule("allow", { protocol: 1 }),
-  );
-  return state({
-    sets: [
-      netSet("web", "10.0.0.1", "10.0.0.2", "fd00::1"),
-      netSet("nets", "10.1.0.0/16", "10.1.2.0/24", "10.2.0.0/16", "fd01::/64"),
-      portSet("named", "10.0.0.1 6 8080", "fd00::1 17 53"),
-    ],
-    workloads: Array.from(
-      { length: pods },
-      (_, i) => workload(`w${i}`, `mx${i}`, [`10.0.${i >> 8}.${i & 255}`, `fd00::${i.toString(16)}`], { ingress: web }),
-    ),
-    masquerade: { sources: ["10.0.0.0/16"], inside: ["10.0.0.0/8"] },
-    ...more,
-  });
-}
+/** Without host endpoints. */
+const world = (pods: number, more: Parameters<typeof contractWorld>[1] = {}): DesiredState =>
+  contractWorld(pods, { hostEndpoints: [], ...more });
 
 const kernelText = (namespace: NetworkNamespace): string => {
   using socket = openNetlink(12, { namespace });

@@ -7,8 +7,7 @@
  */
 import { open } from "node:fs/promises";
 import { readFileSync } from "node:fs";
-import { FADV, fadvise, MADV, madvise, MAP, mmap, munmap, PROT } from "../kernel/libc.ts";
-import { check } from "../kernel/libc.ts";
+import { check, FADV, fadvise, MADV, madvise, MAP, mmap, munmap, PROT } from "../kernel/libc.ts";
 
 export const HUGE_PAGE_BYTES = 2 << 20;
 

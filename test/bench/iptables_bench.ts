@@ -3,13 +3,12 @@ import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import iptables from "../../dataplanes/iptables/mod.ts";
 import { createCalc, DEFAULT_FAILSAFE } from "../../src/calc/mod.ts";
-import { addressFromBigInt, addressToBigInt, type Cidr, hostCidr, parseAddress } from "../../src/model/address.ts";
 import type { DesiredState } from "../../src/model/desired.ts";
-import type { NeutralRule } from "../../src/model/rule.ts";
 import type { WorldObject } from "../../src/model/world.ts";
 import { newDirectory } from "./daemon.ts";
 import { benchHost } from "./host.ts";
 import { atMost, type Goal, median, ms, ratio, table, timed } from "./measure.ts";
+import { countUp, onePod, onePodOfSet } from "./one_pod_world.ts";
 
 const RULES = 10_000;
 const MEMBERS = 100_000;
@@ -17,39 +16,9 @@ const ROUNDS = 7;
 /** Not measured: a daemon rehearses before it serves, and what runs once is interpreted. */
 const WARM_ROUNDS = 5;
 
-const countUp = (first: string, count: number): readonly Cidr[] =>
-  Array.from(
-    { length: count },
-    (_, i) => hostCidr(addressFromBigInt(addressToBigInt(parseAddress(first)) + BigInt(i) * 2n, 4)),
-  );
-
-const allow = (rules: readonly NeutralRule[]): readonly WorldObject[] => [
-  {
-    kind: "workload",
-    id: "w",
-    node: "bench",
-    namespace: "default",
-    interfaceName: "mx0123456789a",
-    addresses: [parseAddress("192.0.2.9")],
-    labels: new Map(),
-    ports: [],
-    orchestrator: "cni",
-  },
-  {
-    kind: "policy",
-    id: "policy",
-    tier: "default",
-    sortName: "policy",
-    selects: { op: "has", label: "projectcalico.org/orchestrator" },
-    stage: "normal",
-    staged: false,
-    ingress: rules,
-  },
-];
-
 /** Allow and deny in turns, so that nothing can be united: as many rules in the kernel as in the policy. */
 const manyRules = (): readonly WorldObject[] =>
-  allow(
+  onePod(
     countUp("10.0.0.0", RULES).map((net, index) => ({
       action: index % 2 === 0 ? "allow" : "deny",
       protocol: 6,
@@ -59,15 +28,7 @@ const manyRules = (): readonly WorldObject[] =>
     })),
   );
 
-const manyMembers = (): readonly WorldObject[] => [
-  ...allow([{
-    action: "allow",
-    source: { selector: { op: "eq", label: "in", value: "set" } },
-    destination: {},
-    origin: { policy: "policy", direction: "ingress", index: 0 },
-  }]),
-  { kind: "networkSet", id: "set", name: "set", labels: new Map([["in", "set"]]), nets: countUp("10.0.0.0", MEMBERS) },
-];
+const manyMembers = (): readonly WorldObject[] => onePodOfSet(countUp("10.0.0.0", MEMBERS));
 
 const desiredOf = (objects: readonly WorldObject[]): DesiredState =>
   createCalc({ node: "bench", failsafe: DEFAULT_FAILSAFE }).step([{ origin: "bench", objects }]).desired;

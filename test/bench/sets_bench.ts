@@ -3,51 +3,16 @@ import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import nftables from "../../dataplanes/nftables/mod.ts";
 import { createCalc, DEFAULT_FAILSAFE } from "../../src/calc/mod.ts";
-import { addressFromBigInt, addressToBigInt, formatCidr, hostCidr, parseAddress } from "../../src/model/address.ts";
-import type { WorldObject } from "../../src/model/world.ts";
+import { formatCidr } from "../../src/model/address.ts";
 import { newDirectory } from "./daemon.ts";
 import { benchHost } from "./host.ts";
 import { atMost, type Goal, median, ms, ratio, table, timed } from "./measure.ts";
+import { countUp, onePodOfSet } from "./one_pod_world.ts";
 
 const ELEMENTS = 100_000;
 const ROUNDS = 7;
 
-/** Every other address, so that nothing can be merged to prefixes. */
-const members = Array.from(
-  { length: ELEMENTS },
-  (_, i) => hostCidr(addressFromBigInt(addressToBigInt(parseAddress("10.0.0.0")) + BigInt(i) * 2n, 4)),
-);
-
-/** One local workload whose only policy allows a network set of all members. */
-const world: readonly WorldObject[] = [
-  {
-    kind: "workload",
-    id: "w",
-    node: "bench",
-    namespace: "default",
-    interfaceName: "mx0123456789a",
-    addresses: [parseAddress("192.0.2.9")],
-    labels: new Map(),
-    ports: [],
-    orchestrator: "cni",
-  },
-  { kind: "networkSet", id: "set", name: "set", labels: new Map([["in", "set"]]), nets: members },
-  {
-    kind: "policy",
-    id: "policy",
-    tier: "default",
-    sortName: "policy",
-    selects: { op: "has", label: "projectcalico.org/orchestrator" },
-    stage: "normal",
-    staged: false,
-    ingress: [{
-      action: "allow",
-      source: { selector: { op: "eq", label: "in", value: "set" } },
-      destination: {},
-      origin: { policy: "policy", direction: "ingress", index: 0 },
-    }],
-  },
-];
+const members = countUp("10.0.0.0", ELEMENTS);
 
 export async function benchSets(): Promise<Goal[]> {
   const directory = newDirectory();
@@ -61,7 +26,7 @@ export async function benchSets(): Promise<Goal[]> {
     );
     const { desired } = createCalc({ node: "bench", failsafe: DEFAULT_FAILSAFE }).step([{
       origin: "bench",
-      objects: world,
+      objects: onePodOfSet(members),
     }]);
     if ([...desired.sets.values()].reduce((sum, set) => sum + set.members.size, 0) < ELEMENTS) {
       throw new Error("the calculation gave a set with fewer members than the world has");
