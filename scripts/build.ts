@@ -12,10 +12,11 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { alignSegments } from "./align_segments.ts";
+import { attachEntry, COMPILER_PACKAGES, whyNoEntry } from "./attach_entry.ts";
+import { ensureDebianPackages } from "./debian.ts";
 
 const ROOT = join(import.meta.dir, "..");
-const PIECE_BYTES = 128 << 10;
+const PIECE_BYTES = 32 << 10;
 export const BINARY = join(ROOT, "dist", "manx");
 
 /** @throws {Error} with the bundler's words where the build fails; an earlier binary stays then */
@@ -54,14 +55,23 @@ export async function buildBinary(): Promise<string> {
   ]);
   try {
     if (status !== 0) throw new Error(`the build of ${BINARY} failed (exit status ${status}):\n${output}${errors}`);
-    const aligned = join(scratch, "aligned");
-    writeExecutable(aligned, alignSegments(readFileSync(fresh)));
+    const finished = join(scratch, "finished");
+    writeExecutable(finished, withEntry(readFileSync(fresh)));
     // In one step, so that a running binary is never written to and a reader never sees half a file.
-    renameSync(aligned, BINARY);
+    renameSync(finished, BINARY);
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
   return BINARY;
+}
+
+/** Where there is no compiler, calls of the CNI plugin work all the same, and take some milliseconds longer. */
+function withEntry(program: Uint8Array): Uint8Array {
+  if (process.arch === "x64") ensureDebianPackages(COMPILER_PACKAGES);
+  const why = whyNoEntry();
+  if (why === undefined) return attachEntry(program);
+  console.error(`dist/manx: built without the entry for CNI calls: ${why}`);
+  return program;
 }
 
 /**

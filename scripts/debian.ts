@@ -5,8 +5,9 @@ const installed = (name: string): boolean => {
   return query.success && query.stdout.toString().includes("install ok installed");
 };
 
-/** Installs what is missing. Returns what is still missing afterwards: not root, no apt, or no such package. */
+/** Installs what is missing. Returns what is still missing afterwards: not root, not Debian, or no such package. */
 export function ensureDebianPackages(names: readonly string[]): readonly string[] {
+  if (Bun.which("dpkg-query") === null) return names;
   const missing = names.filter((name) => !installed(name));
   if (missing.length === 0 || process.getuid?.() !== 0) return missing;
   console.error(`installing Debian packages: ${missing.join(" ")} …`);

@@ -61,7 +61,7 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   calc: ["model", "sdk(types)"],
   kernel: ["model", "sdk(types)"],
   host: ["sdk", "model", "calc", "kernel", "main", "package:yaml"],
-  api: ["sdk", "model", "host", "main", "package:hono"],
+  api: ["sdk", "model", "host", "cni", "main", "package:hono"],
   cni: ["sdk", "model", "main"],
   cli: ["sdk", "model", "host", "api", "lab", "kernel", "main", "package:commander", "package:yaml"],
   lab: ["sdk", "model", "host", "api", "kernel", "main", "package:yaml"],

@@ -1,5 +1,6 @@
 import type { ErrorReply } from "../sdk/attach.ts";
 import { explainError } from "../sdk/errors.ts";
+import type { Log } from "../sdk/plugin.ts";
 
 /** HTTP status of each `ManxError.code`; what is not here is a fault of the daemon: 500. */
 const STATUS_OF: Readonly<Record<string, number>> = {
@@ -52,4 +53,16 @@ export function errorReply(error: unknown): { readonly status: number; readonly 
       },
     },
   };
+}
+
+/** As `errorReply`, and in the log: a fault of the daemon as an error, what it refused for whoever looks closely. */
+export function replyWithError(error: unknown, asked: string, log: Log): ReturnType<typeof errorReply> {
+  const reply = errorReply(error);
+  const { code, message } = reply.body.error;
+  if (code === "internal") {
+    log.error(`${asked} failed`, { error: error instanceof Error ? error.stack ?? error.message : String(error) });
+  } else {
+    log.debug(`${asked} refused`, { code, message });
+  }
+  return reply;
 }

@@ -67,7 +67,10 @@ export const PATHS = {
   dataplaneDiff: "/v1/dataplane/diff",
   /** POST DataplaneSwitchRequest → DataplaneSwitchReply; 400 where it may not be, 503 where it cannot be now: nothing has changed then */
   dataplaneSwitch: "/v1/dataplane/switch",
-  /** POST /v1/cni/{add,del,check,gc,status}: AddRequest → AddReply; DelRequest, CheckRequest, GcRequest, {} → {} */
+  /**
+   * POST /v1/cni/{add,del,check,gc,status}: AddRequest → AddReply; DelRequest, CheckRequest, GcRequest, {} → {}.
+   * POST /v1/cni/call: a whole call of the plugin (cni/call.ts) → its exit status, `0` or `1`, and what it writes; 421 where it is another daemon's
+   */
   cni: "/v1/cni",
 } as const;
 

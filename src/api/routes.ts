@@ -2,22 +2,18 @@
 import { type Context, Hono } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import type { HostView, ManifestRequest, WaitKey } from "../host/view.ts";
-import type { AddRequest, CheckRequest, DelRequest, GcRequest } from "../sdk/attach.ts";
 import { RefusedError } from "../sdk/errors.ts";
 import { API_VERSION, type Log } from "../sdk/plugin.ts";
 import { VERSION } from "../version.ts";
-import { errorReply } from "./errors.ts";
+import { routeCni } from "./cni_routes.ts";
+import { replyWithError } from "./errors.ts";
 import { lineStream } from "./line_stream.ts";
+import { readBody } from "./body.ts";
 import { PATHS } from "./protocol.ts";
 import type { KindList, PluginsReply, VersionReply, WaitReply } from "./protocol.ts";
 import {
-  describe,
-  readAddRequest,
-  readAttachmentName,
-  readCheckRequest,
   readDataplaneSwitchRequest,
   readExplainRequest,
-  readGcRequest,
   readLogQuery,
   readManifestRequest,
   readWaitRequest,
@@ -27,19 +23,7 @@ export function createRoutes(view: HostView, log: Log): { fetch(request: Request
   const app = new Hono();
   const signalOf = (context: Context) => context.req.raw.signal;
 
-  const cni = <T>(verb: string, read: (body: unknown) => T, run: (request: T) => Promise<unknown>) =>
-    app.post(
-      `${PATHS.cni}/${verb}`,
-      async (context) => context.json(await run(read(await readBody(context))) as object ?? {}),
-    );
-  cni<AddRequest>("add", readAddRequest, (request) => view.attachments.add(request));
-  cni<DelRequest>("del", readAttachmentName, (request) => view.attachments.del(request));
-  cni<CheckRequest>("check", readCheckRequest, (request) => view.attachments.check(request));
-  cni<GcRequest>("gc", readGcRequest, (request) => view.attachments.gc(request));
-  app.on(["GET", "POST"], `${PATHS.cni}/status`, async (context) => {
-    await view.attachments.ready(signalOf(context));
-    return context.json({});
-  });
+  routeCni(app, view, log);
 
   app.post(PATHS.apply, async (context) => {
     const request: ManifestRequest = readManifestRequest(await readBody(context));
@@ -109,27 +93,8 @@ export function createRoutes(view: HostView, log: Log): { fetch(request: Request
     return context.json({ error: { code: "not-found", message } }, 404);
   });
   app.onError((error, context) => {
-    const { status, body } = errorReply(error);
-    if (body.error.code === "internal") {
-      log.error(`${context.req.method} ${context.req.path} failed`, { error: error.stack ?? error.message });
-    } else {log.debug(`${context.req.method} ${context.req.path} refused`, {
-        code: body.error.code,
-        message: body.error.message,
-      });}
+    const { status, body } = replyWithError(error, `${context.req.method} ${context.req.path}`, log);
     return context.json(body, status as ContentfulStatusCode);
   });
   return app;
-}
-
-async function readBody(context: Context): Promise<unknown> {
-  const text = await context.req.text();
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    throw new RefusedError([
-      `body of ${context.req.path}: found ${text === "" ? "nothing" : describe(text)}, wanted JSON (${
-        (error as Error).message
-      })`,
-    ]);
-  }
 }

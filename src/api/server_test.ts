@@ -211,6 +211,46 @@ for (const [subject, path, body, message] of badRequests) {
   });
 }
 
+/** As src/cni/entry/entry.c writes it. */
+async function callWhole(socket: string, variables: Readonly<Record<string, string>>, input: unknown) {
+  const lines = Object.entries({ MANX_SOCKET: socket, ...variables }).map(([name, value]) => `${name}=${value}\0`);
+  const body = `${lines.join("")}\0${JSON.stringify(input)}`;
+  const response = await fetch("http://manx/v1/cni/call", { unix: socket, method: "POST", body, keepalive: false });
+  return { status: response.status, length: response.headers.get("content-length"), text: await response.text() };
+}
+const CALL = { CNI_COMMAND: "DEL", CNI_CONTAINERID: "c", CNI_IFNAME: "eth0" };
+
+test("a whole call of the plugin: its exit status and what it writes", async () => {
+  const socket = newPath();
+  const asked: unknown[] = [];
+  const del = (request: unknown) => {
+    asked.push(request);
+    return asked.length === 1 ? Promise.resolve() : Promise.reject(new ExhaustedError("pool a is exhausted"));
+  };
+  await using _ = await serveApi(viewOf({ attachments: { del } }), socket, silentLog);
+  const config = { cniVersion: "1.0.0", name: "n", type: "manx", socket };
+  // The entry reads no answer without a length.
+  expect(await callWhole(socket, CALL, config)).toEqual({ status: 200, length: "1", text: "0" });
+  expect(asked).toEqual([{ network: "n", containerId: "c", ifName: "eth0" }]);
+  const refused = await callWhole(socket, CALL, config);
+  expect([refused.status, refused.text[0]]).toEqual([200, "1"]);
+  expect(JSON.parse(refused.text.slice(1))).toEqual({
+    cniVersion: "1.0.0",
+    code: 101,
+    msg: "pool a is exhausted",
+  });
+});
+
+test("a whole call that was meant for another daemon, or is none, is refused", async () => {
+  const socket = newPath();
+  await using _ = await serveApi(viewOf({}), socket, silentLog);
+  const elsewhere = { cniVersion: "1.0.0", name: "n", type: "manx", socket: "/run/other.sock" };
+  const refused = await callWhole(socket, CALL, elsewhere);
+  expect([refused.status, JSON.parse(refused.text).error.code]).toEqual([421, "misdirected"]);
+  const none = await fetch("http://manx/v1/cni/call", { unix: socket, method: "POST", body: "{}", keepalive: false });
+  expect(none.status).toBe(421);
+});
+
 test("an unknown path names those there are", async () => {
   const socket = newPath();
   await using _ = await serveApi(viewOf({}), socket, silentLog);

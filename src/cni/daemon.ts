@@ -3,8 +3,8 @@ import { CniError, CniErrorCode, errorOfReply } from "./errors.ts";
 import { decodeAnswer, encodeRequest, type HttpAnswer } from "./http.ts";
 
 /** Past this the runtime is told to try again; its own patience is usually longer. */
-const ANSWER_DEADLINE_MS = 110_000;
-const ANSWER_LIMIT_BYTES = 16 * 1024 * 1024;
+export const ANSWER_DEADLINE_MS = 110_000;
+export const ANSWER_LIMIT_BYTES = 16 * 1024 * 1024;
 
 /**
  * Sends `request` to a unix socket and returns what comes back, until `enough` says that it is whole, or the end.
@@ -43,6 +43,11 @@ export async function callDaemon(exchange: Exchange, socket: string, path: strin
   throw new CniError(CniErrorCode.TryAgainLater, `the manx daemon at ${socket} answered ${path} with status ${status}`);
 }
 
+/** Where the executable's entry has asked already and got no answer (entry/entry.c): says so, for who asks twice may get two. */
+export const unansweredExchange = (errno: number): Exchange => () => {
+  throw Object.assign(new Error(`errno ${errno}`), errno === ETIMEDOUT ? { name: "DeadlineError" } : { errno });
+};
+
 function decode(text: string): unknown {
   try {
     return JSON.parse(text);
@@ -56,6 +61,7 @@ const isErrorReply = (answer: unknown): answer is ErrorReply =>
   answer.error !== null && "code" in answer.error && "message" in answer.error &&
   typeof answer.error.message === "string";
 
+const ETIMEDOUT = 110;
 /** errno numbers, include/uapi/asm-generic/errno-base.h and errno.h. */
 const WHY: Readonly<Record<number, string>> = {
   2: "nobody listens there; start it with manx daemon",

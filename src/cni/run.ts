@@ -1,5 +1,4 @@
 import type { AddReply, AddRequest, CheckRequest, DelRequest, GcRequest } from "../sdk/attach.ts";
-import { callDaemon, type Exchange } from "./daemon.ts";
 import { type Environment, readArgs, readAttachment, readVerb, type Verb, VERBS } from "./environment.ts";
 import { CniError, CniErrorCode } from "./errors.ts";
 import {
@@ -19,14 +18,17 @@ export interface CniIo {
   readonly readStdin: () => string;
   /** Takes one line, without its end. */
   readonly write: (text: string) => void;
-  readonly exchange: Exchange;
+  readonly ask: Ask;
 }
+
+/** One request to the daemon that listens on `socket`; its answer. @throws {CniError} what it refused, 11 where it is away */
+export type Ask = (socket: string, path: string, body?: unknown) => Promise<unknown>;
 
 /**
  * One CNI call: what the binary does where CNI_COMMAND is set. Whatever happens, exactly what the runtime is to read is
  * written once. @returns the exit status: 0, or 1 with an error object written (CNI SPEC section 5)
  */
-export async function runCni(env: Environment, { readStdin, write, exchange }: CniIo): Promise<0 | 1> {
+export async function runCni(env: Environment, { readStdin, write, ask }: CniIo): Promise<0 | 1> {
   let version: string = NEWEST_VERSION;
   try {
     const verb = readVerb(env);
@@ -43,7 +45,7 @@ export async function runCni(env: Environment, { readStdin, write, exchange }: C
         `CNI ${verb}: found cniVersion "${config.version}", wanted "${VERBS[verb].since}" or later`,
       );
     }
-    const result = await RUN[verb](env, config, (path, body) => callDaemon(exchange, config.socket, path, body));
+    const result = await RUN[verb](env, config, (path, body) => ask(config.socket, path, body));
     if (result !== undefined) write(line(result));
     return 0;
   } catch (cause) {
@@ -55,13 +57,13 @@ export async function runCni(env: Environment, { readStdin, write, exchange }: C
   }
 }
 
-/** One request to the daemon. */
-type Ask = (path: string, body?: unknown) => Promise<unknown>;
+/** As `Ask`, of the daemon that the configuration names. */
+type AskDaemon = (path: string, body?: unknown) => Promise<unknown>;
 
 const RUN: Readonly<
   Record<
     Exclude<Verb, "VERSION">,
-    (env: Environment, config: NetworkConfig, ask: Ask) => Promise<Json | undefined>
+    (env: Environment, config: NetworkConfig, ask: AskDaemon) => Promise<Json | undefined>
   >
 > = {
   async ADD(env, config, ask) {

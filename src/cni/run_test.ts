@@ -5,8 +5,8 @@ import { join } from "node:path";
 import vectors from "../../test/vectors/cni-versions.json";
 import type { AddReply, ErrorReply } from "../sdk/attach.ts";
 import { VERBS } from "./environment.ts";
-import type { Exchange } from "./daemon.ts";
-import { runCni } from "./run.ts";
+import { callDaemon, type Exchange } from "./daemon.ts";
+import { type Ask, runCni } from "./run.ts";
 import { SUPPORTED_VERSIONS } from "./version.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "manx-cni-"));
@@ -74,12 +74,14 @@ const exchange: Exchange = (path, request, { enough }) =>
     }).catch((cause) => reject(Object.assign(cause, { errno: cause.code === "ENOENT" ? 2 : 111 })));
   });
 
+const ask: Ask = (path, ...request) => callDaemon(exchange, path, ...request);
+
 async function call(verb: string, config: unknown, env: Record<string, string | undefined> = {}) {
   const written: string[] = [];
   const stdin = typeof config === "string" ? config : JSON.stringify(config);
   const status = await runCni(
     { ...ENV, CNI_COMMAND: verb, ...env },
-    { readStdin: () => stdin, write: (text) => written.push(text), exchange },
+    { readStdin: () => stdin, write: (text) => written.push(text), ask },
   );
   expect(written.length).toBeLessThanOrEqual(1);
   return { status, out: written.length === 0 ? undefined : JSON.parse(written[0]!) };
@@ -204,7 +206,7 @@ describe("VERSION", () => {
     const status = await runCni({ CNI_COMMAND: "VERSION" }, {
       readStdin,
       write: (text) => written.push(text),
-      exchange,
+      ask,
     });
     expect(status).toBe(0);
     expect(JSON.parse(written[0]!).supportedVersions).toContain("0.3.0");

@@ -8,7 +8,7 @@ import { type Address, AddressSyntaxError, type Cidr, parseAddress, parseCidrStr
 import type { Failsafe, ProtocolPort } from "../model/desired.ts";
 import { PROTOCOLS } from "../model/ports.ts";
 import { ConfigError, ManxError } from "../sdk/errors.ts";
-import { DEFAULT_CNI_BINARY, DEFAULT_SOCKET, DEFAULT_STATE_DIRECTORY } from "./defaults.ts";
+import { DEFAULT_SOCKET, DEFAULT_STATE_DIRECTORY } from "./defaults.ts";
 
 /** sizeof(sockaddr_un.sun_path) less its terminator, include/uapi/linux/un.h. */
 const SOCKET_PATH_BYTES = 107;
@@ -46,8 +46,6 @@ export interface Config {
   readonly policyOptions: { readonly failsafe: Failsafe };
   /** Absent: services are somebody else's. */
   readonly services?: { readonly nodePortAddresses: readonly Cidr[] };
-  /** The file that runtimes start as the CNI plugin, kept in huge pages: see huge_pages.ts. It need not exist. */
-  readonly cniBinary: string;
   /** Whether the daemon rehearses at its start: see rehearsal.ts. */
   readonly rehearsal: boolean;
   /** Whether a change of policy cuts established flows: see flow_cuts.ts. */
@@ -134,7 +132,6 @@ function readConfig(raw: unknown, file: string): Config {
     "log",
     "policyOptions",
     "services",
-    "cniBinary",
     "rehearsal",
     "cutEstablishedFlows",
   ]);
@@ -180,7 +177,6 @@ function readConfig(raw: unknown, file: string): Config {
       },
     },
     ...(readFlag(services.enabled ?? false, "services.enabled") ? { services: { nodePortAddresses } } : {}),
-    cniBinary: readAbsolute(top.cniBinary ?? DEFAULT_CNI_BINARY, "cniBinary"),
     rehearsal: readFlag(top.rehearsal ?? true, "rehearsal"),
     cutEstablishedFlows: readFlag(top.cutEstablishedFlows ?? true, "cutEstablishedFlows"),
   };

@@ -1,5 +1,4 @@
 /** The daemon: opens the plugins, keeps the kernel as the datastore wants it, attaches pods. */
-import { existsSync } from "node:fs";
 import { type Calc, createCalc } from "../calc/mod.ts";
 import { createKernelDoor } from "../kernel/door.ts";
 import { formatAddress } from "../model/address.ts";
@@ -16,7 +15,6 @@ import { createView } from "./daemon_view.ts";
 import { createAddressNames } from "./explain/address_names.ts";
 import { createCounters } from "./explain/counter.ts";
 import { releaseStartPages } from "./footprint.ts";
-import { readIntoHugePages } from "./huge_pages.ts";
 import { HealthChecks } from "./health_checks.ts";
 import { isInForce, untilInForce } from "./in_force.ts";
 import { createLog } from "./log.ts";
@@ -273,16 +271,6 @@ async function settleIn(
   ]);
 }
 
-/** Never rejects: without it calls of the plugin start a little later, and nothing else. */
-async function keepCniBinaryInHugePages(path: string, log: Log, signal: AbortSignal): Promise<void> {
-  if (signal.aborted || !existsSync(path)) return;
-  try {
-    log.debug("the CNI plugin in huge pages", { path, ...await readIntoHugePages(path, signal) });
-  } catch (error) {
-    log.warn("cannot read the CNI plugin into huge pages", { path, error: explainError(error) });
-  }
-}
-
 /** Rehearses, then lets go of the memory that only the start needed. Never rejects. */
 async function prepare(config: Config, { serve }: DaemonOptions, log: Log, signal: AbortSignal): Promise<void> {
   if (config.rehearsal && serve !== undefined) {
@@ -301,7 +289,6 @@ async function prepare(config: Config, { serve }: DaemonOptions, log: Log, signa
       log.warn("the rehearsal failed: pods may fail the same way", { error: explainError(error) });
     }
   }
-  await keepCniBinaryInHugePages(config.cniBinary, log, signal);
   if (signal.aborted) return;
   Bun.gc(true);
   releaseStartPages();

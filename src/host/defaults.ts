@@ -2,5 +2,3 @@
 export const DEFAULT_CONFIG_FILE = "/etc/manx/manx.yaml";
 export const DEFAULT_STATE_DIRECTORY = "/var/lib/manx";
 export const DEFAULT_SOCKET = "/run/manx/manx.sock";
-/** Where runtimes look for CNI plugins. */
-export const DEFAULT_CNI_BINARY = "/opt/cni/bin/manx";

@@ -15,8 +15,6 @@ export function releaseStartPages(): number {
       // "Anonymous: 0" says that no page differs from the file: nothing can be lost with it.
       if (match === null || match[3] !== process.execPath || !/^Anonymous: +0 kB$/m.test(mapping)) continue;
       const [first, end] = [parseInt(match[1]!, 16), parseInt(match[2]!, 16)];
-      // Mapped by huge pages, one function in use would count as two megabytes resident.
-      madvise(first, end - first, MADV.NOHUGEPAGE);
       if (madvise(first, end - first, MADV.DONTNEED) === 0) released += end - first;
     }
   } catch {

@@ -76,29 +76,36 @@ async function perform(socket: string, signal: AbortSignal): Promise<void> {
   }
   for (let pod = 0; pod < PODS; pod++) {
     using namespace = createNamespace("rehearsal pod");
-    const name = { network: "rehearsal", containerId: `pod${pod}`, ifName: "eth0" };
-    const args = { K8S_POD_NAMESPACE: "default", K8S_POD_NAME: name.containerId };
+    const containerId = `pod${pod}`;
+    const variables = { CNI_CONTAINERID: containerId, CNI_IFNAME: "eth0", CNI_NETNS: namespacePath(namespace) };
     // Nearly all pods of nearly all nodes are IPv4; every fourth has both.
     const families = pod % 4 === 0 ? [4, 6] : [4];
-    await call(socket, "add", {
-      ...name,
-      netns: namespacePath(namespace),
-      args,
-      labels: { app: "rehearsal" },
+    const config = {
+      cniVersion: "1.0.0",
+      name: "rehearsal",
+      type: "manx",
+      socket,
       families,
-    });
-    await call(socket, "del", name);
+      args: { cni: { labels: [{ key: "app", value: "rehearsal" }] } },
+    };
+    const args = `K8S_POD_NAMESPACE=default;K8S_POD_NAME=${containerId}`;
+    await call(socket, { CNI_COMMAND: "ADD", ...variables, CNI_ARGS: args }, config);
+    await call(socket, { CNI_COMMAND: "DEL", ...variables }, config);
     await systemClock.sleep(PAUSE_MS, signal);
   }
 }
 
-async function call(socket: string, verb: "add" | "del", body: unknown): Promise<void> {
-  const response = await fetch(`http://manx/v1/cni/${verb}`, {
+/** As the plugin calls: src/cni/entry. */
+async function call(socket: string, variables: Readonly<Record<string, string>>, config: unknown): Promise<void> {
+  const lines = Object.entries({ MANX_SOCKET: socket, ...variables }).map(([name, value]) => `${name}=${value}\0`);
+  const response = await fetch("http://manx/v1/cni/call", {
     unix: socket,
     method: "POST",
-    body: JSON.stringify(body),
+    body: `${lines.join("")}\0${JSON.stringify(config)}`,
     signal: AbortSignal.timeout(CALL_DEADLINE_MS),
   });
   const text = await response.text();
-  if (!response.ok) throw new ManxError("rehearsal", `${verb}: ${text}`);
+  if (text.startsWith("0")) return;
+  const reason = text.startsWith("1") ? (JSON.parse(text.slice(1)) as { readonly msg: string }).msg : text;
+  throw new ManxError("rehearsal", `${variables.CNI_COMMAND}: ${reason}`);
 }

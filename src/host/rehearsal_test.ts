@@ -48,7 +48,7 @@ test("a rehearsal attaches and removes pods through a real daemon, away from thi
 test("what an ADD would be refused with fails the rehearsal", async () => {
   const broken = (config: Config, kernel: KernelDoor, signal: AbortSignal) =>
     run({ ...config, ipam: { ...config.ipam, config: {} } }, kernel, signal);
-  expect(rehearse(configOf(), broken, never)).rejects.toThrow(/add: .*pool/);
+  expect(rehearse(configOf(), broken, never)).rejects.toThrow(/ADD: .*pool/);
 });
 
 test("a daemon that ends by itself fails the rehearsal", () => {

@@ -25,11 +25,8 @@ const { symbols: c } = dlopen("libc.so.6", {
   ioctl: { args: ["i32", "u64", "ptr"], returns: "i32" },
   listen: { args: ["i32", "i32"], returns: "i32" },
   madvise: { args: ["u64", "u64", "i32"], returns: "i32" },
-  mmap: { args: ["u64", "u64", "i32", "i32", "i32", "i64"], returns: "i64" },
   mount: { args: ["ptr", "ptr", "ptr", "u64", "ptr"], returns: "i32" },
-  munmap: { args: ["u64", "u64"], returns: "i32" },
   open: { args: ["ptr", "i32", "u32"], returns: "i32" },
-  posix_fadvise: { args: ["i32", "i64", "i64", "i32"], returns: "i32" },
   poll: { args: ["ptr", "u64", "i32"], returns: "i32" },
   prctl: { args: ["i32", "u64", "u64", "u64", "u64"], returns: "i32" },
   read: { args: ["i32", "ptr", "u64"], returns: "i32" },
@@ -297,22 +294,10 @@ export function poll(interests: readonly PollInterest[], timeoutMs: number): num
 }
 
 /** MADV_*, include/uapi/asm-generic/mman-common.h. */
-export const MADV = { DONTNEED: 4, HUGEPAGE: 14, NOHUGEPAGE: 15, POPULATE_READ: 22 } as const;
+export const MADV = { DONTNEED: 4 } as const;
 /** `address`, `lengthBytes`: of whole pages of this process, as /proc/self/maps has them. */
 export const madvise = (address: number, lengthBytes: number, advice: number): number =>
   outcome(c.madvise(address, lengthBytes, advice));
-/** PROT_*, MAP_*, include/uapi/asm-generic/mman-common.h and mman.h. */
-export const PROT = { NONE: 0, READ: 1 } as const;
-export const MAP = { SHARED: 0x01, PRIVATE: 0x02, FIXED: 0x10, ANONYMOUS: 0x20, NORESERVE: 0x4000 } as const;
-/** The address, or -errno. `address` 0 leaves the choice to the kernel, `fd` -1 is for MAP.ANONYMOUS. */
-export const mmap = (address: number, lengthBytes: number, protection: number, flags: number, fd: number): number =>
-  outcome(Number(c.mmap(address, lengthBytes, protection, flags, fd, 0)));
-export const munmap = (address: number, lengthBytes: number): number => outcome(c.munmap(address, lengthBytes));
-/** POSIX_FADV_*, include/uapi/linux/fadvise.h. */
-export const FADV = { DONTNEED: 4 } as const;
-/** 0 or -errno, which this call returns and does not set. */
-export const fadvise = (fd: number, offset: number, lengthBytes: number, advice: number): number =>
-  0 - c.posix_fadvise(fd, offset, lengthBytes, advice);
 export const open = (path: string, flags: number, mode = 0): number => outcome(c.open(cString(path), flags, mode));
 export const readFd = (fd: number, into: Bytes): number => outcome(c.read(fd, into, into.length));
 export const writeFd = (fd: number, data: Bytes): number => outcome(c.write(fd, data, data.length));

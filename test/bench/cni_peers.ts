@@ -5,7 +5,7 @@ import { join } from "node:path";
 export const PLUGIN_DIRECTORY = "/usr/lib/cni";
 
 export interface CniCall {
-  readonly command: "ADD" | "DEL" | "VERSION";
+  readonly command: "ADD" | "DEL" | "STATUS" | "VERSION";
   readonly containerId: string;
   readonly netns: string;
   /** CNI_ARGS. */

@@ -1,16 +1,5 @@
 /** A real daemon from the compiled binary, in the namespace the benchmark runs in. */
-import {
-  closeSync,
-  copyFileSync,
-  existsSync,
-  fdatasyncSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -18,8 +7,6 @@ export interface BenchDaemon extends AsyncDisposable {
   readonly socket: string;
   readonly pid: number;
   readonly directory: string;
-  /** The CNI plugin: a copy of the binary, as the README installs it. */
-  readonly cniBinary: string;
   /** Resident memory in bytes: VmRSS of proc(5). */
   residentBytes(): number;
 }
@@ -37,9 +24,6 @@ export async function startDaemon(binary: string, directory: string = newDirecto
   mkdirSync(stateDirectory(directory), { recursive: true, mode: 0o700 });
   const socket = join(directory, "manx.sock");
   const config = join(directory, "manx.yaml");
-  const cniBinary = join(directory, "manx");
-  copyFileSync(binary, cniBinary);
-  flush(cniBinary);
   writeFileSync(
     config,
     JSON.stringify({
@@ -48,7 +32,6 @@ export async function startDaemon(binary: string, directory: string = newDirecto
       stateDirectory: stateDirectory(directory),
       ipam: { use: "block", config: { pools: [{ name: "bench", cidr: "10.90.0.0/16" }] } },
       api: { socket },
-      cniBinary,
       log: { level: "warn" },
     }),
   );
@@ -68,7 +51,6 @@ export async function startDaemon(binary: string, directory: string = newDirecto
     socket,
     pid: child.pid,
     directory,
-    cniBinary,
     residentBytes: () => 1024 * Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${child.pid}/status`, "utf8"))?.[1]),
     async [Symbol.asyncDispose]() {
       child.kill("SIGTERM");
@@ -77,16 +59,6 @@ export async function startDaemon(binary: string, directory: string = newDirecto
       rmSync(directory, { recursive: true, force: true });
     },
   };
-}
-
-/** So that no measurement shares the disk with what was written before it. */
-function flush(path: string): void {
-  const file = openSync(path, "r");
-  try {
-    fdatasyncSync(file);
-  } finally {
-    closeSync(file);
-  }
 }
 
 async function answers(socket: string): Promise<boolean> {
