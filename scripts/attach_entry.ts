@@ -40,12 +40,22 @@ export function whyNoEntry(): string | undefined {
   return Bun.which("gcc") === null ? `found no gcc, wanted ${COMPILER_PACKAGES.join(" and ")}` : undefined;
 }
 
+/** What tests want otherwise. */
+export interface EntryOptions {
+  /** How long the entry waits for the daemon's answer; in whole seconds. */
+  readonly answerDeadlineMs?: number;
+  /** Where the configuration names none. */
+  readonly defaultSocket?: string;
+}
+
 /**
- * `answerDeadlineMs`: how long the entry waits for the daemon's answer.
  * @throws {Error} where `file` is no executable of x86-64 as linkers make it, with an interpreter and at fixed addresses; with the compiler's
  * words where that fails
  */
-export function attachEntry(file: Uint8Array, answerDeadlineMs = ANSWER_DEADLINE_MS): Uint8Array {
+export function attachEntry(
+  file: Uint8Array,
+  { answerDeadlineMs = ANSWER_DEADLINE_MS, defaultSocket = DEFAULT_SOCKET }: EntryOptions = {},
+): Uint8Array {
   const { entry, headers, headersAt } = readElf(file);
   const interpreter = headers.find((header) => header.type === PT_INTERP);
   const holder = headers.find((header) =>
@@ -67,7 +77,7 @@ export function attachEntry(file: Uint8Array, answerDeadlineMs = ANSWER_DEADLINE
     INTERPRETER_OFFSET: interpreter.offset,
     INTERPRETER_ADDRESS: interpreter.address,
     INTERPRETER_BYTES: interpreter.fileBytes,
-    DEFAULT_SOCKET: JSON.stringify(DEFAULT_SOCKET),
+    DEFAULT_SOCKET: JSON.stringify(defaultSocket),
     INPUT_LIMIT_BYTES: `${STDIN_LIMIT_BYTES}ul`,
     ANSWER_LIMIT_BYTES: `${ANSWER_LIMIT_BYTES}ul`,
     ANSWER_DEADLINE_S: Math.ceil(answerDeadlineMs / 1000),

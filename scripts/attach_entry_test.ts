@@ -34,7 +34,7 @@ test.skipIf(why !== undefined)(
   () => {
     const directory = mkdtempSync(join(tmpdir(), "manx-attach-"));
     try {
-      const { plain, entered } = buildPrograms(directory);
+      const { plain, entered } = buildPrograms(directory, {});
       const before = readFileSync(plain), after = readFileSync(entered);
       const [was, is] = [headersOf(before), headersOf(after)];
       expect(is.types).toEqual(was.types.map((type) => type === PT_INTERP ? PT_LOAD : type));

@@ -227,23 +227,39 @@ static _Noreturn void leave_to_program(const struct start *start, struct bytes i
   enter_program(start, variable);
 }
 
-static int is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+static const char *skip_space(const char *at) {
+  while (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t') at++;
+  return at;
+}
+
+/* Where the JSON text's string that begins behind `at` ends: at its quote, or at the end of all. */
+static const char *end_of_string(const char *at) {
+  while (*at != 0 && *at != '"') at += *at == '\\' && at[1] != 0 ? 2 : 1;
+  return at;
+}
 
 /*
- * The value of "socket" in a network configuration, of length 0 where it is not to be seen at a glance. A guess is enough: the daemon reads the
- * configuration, and refuses a call that was meant for another.
+ * The value of "socket" among the members of the network configuration itself, not of what is inside of them, where others than root may have
+ * chosen the names; of length 0 where it is not plain text. The configuration is not checked: the daemon reads it, and refuses a call that was meant
+ * for another.
  */
 static struct bytes find_socket(const char *json) {
+  word depth = 0;
   for (const char *at = json; *at != 0; at++) {
-    const char *value = after(at, "\"socket\"");
-    if (value == NULL) continue;
-    while (is_space(*value)) value++;
-    if (*value++ != ':') continue;
-    while (is_space(*value)) value++;
-    if (*value++ != '"') break;
+    if (*at == '{' || *at == '[') depth++;
+    if (*at == '}' || *at == ']') depth--;
+    if (*at != '"') continue;
+    const char *name = at + 1;
+    at = end_of_string(name);
+    if (*at == 0) break;
+    if (depth != 1 || after(name, "socket\"") == NULL) continue;
+    const char *value = skip_space(at + 1);
+    if (*value != ':') continue;
+    value = skip_space(value + 1);
+    if (*value != '"') return (struct bytes){value, 0};
     word length = 0;
-    while (value[length] != 0 && value[length] != '"' && value[length] != '\\') length++;
-    return (struct bytes){value, value[length] == '"' ? length : 0};
+    while (value[1 + length] != 0 && value[1 + length] != '"' && value[1 + length] != '\\') length++;
+    return (struct bytes){value + 1, value[1 + length] == '"' ? length : 0};
   }
   return (struct bytes){DEFAULT_SOCKET, sizeof DEFAULT_SOCKET - 1};
 }

@@ -10,9 +10,12 @@ import { buildPrograms, why } from "./testdata/build.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "manx-entry-"));
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
-const { plain, entered } = why === undefined ? buildPrograms(directory) : { plain: "", entered: "" };
 const SHORT_DEADLINE_MS = 1000;
-const impatient = why === undefined ? buildPrograms(directory, SHORT_DEADLINE_MS).entered : "";
+const defaultSocket = join(directory, "default.sock");
+const build = (answerDeadlineMs?: number) =>
+  why === undefined ? buildPrograms(directory, { answerDeadlineMs, defaultSocket }) : { plain: "", entered: "" };
+const { plain, entered } = build();
+const { entered: impatient } = build(SHORT_DEADLINE_MS);
 
 const ENV = {
   PATH: "/bin",
@@ -55,11 +58,13 @@ async function run(
 /** Listens on a socket of its own and lets `answer` see each request once it is whole. */
 class Daemon implements Disposable {
   static #count = 0;
-  readonly path = join(directory, `${Daemon.#count++}.sock`);
   readonly requests: string[] = [];
   readonly #listener: UnixSocketListener<{ text: string }>;
 
-  constructor(answer: (connection: Socket<{ text: string }>, request: string) => void) {
+  constructor(
+    answer: (connection: Socket<{ text: string }>, request: string) => void,
+    readonly path = join(directory, `${Daemon.#count++}.sock`),
+  ) {
     this.#listener = Bun.listen({
       unix: this.path,
       socket: {
@@ -201,15 +206,27 @@ describe.skipIf(why !== undefined)(`the entry${why === undefined ? "" : ` (skipp
       const input of [
         `{"socket":"${path}"}`,
         `{\n  "type": "socket",\n  "socket"\t:\r\n "${path}"\n}`,
-        `{"a":{"socket":null},"socket":"${path}"}`.replace('{"socket":null}', '"socket"'),
+        `{"name":"socket","socket":"${path}"}`,
+        `{"a":{"socket":"/nowhere","b":[{"socket":null}]},"c":["socket"],"d":{},"socket":"${path}"}`,
+        `{"a\\"b":"\\\\","c":"{\\"socket\\":\\"/nowhere\\"","socket":"${path}"}`,
         `{"filler":"${"x".repeat(70_000)}","socket":"${path}"}`,
       ]
     ) expect(await run(entered, { input })).toMatchObject({ status: 0, output: "found" });
   });
 
+  test("asks the default socket where the configuration names none of its own", async () => {
+    using _ = new Daemon((connection) => void connection.write(http("0default")), defaultSocket);
+    for (const input of ["{}", "", '{"runtimeConfig":{"socket":"/nowhere"}}', ']]}{"socket":"/nowhere"}']) {
+      expect(await run(entered, { input })).toMatchObject({ status: 0, output: "default" });
+    }
+  });
+
   describe("leaves to the program, with standard input whole,", () => {
     const cases: Readonly<Record<string, string>> = {
       "a socket that is no text": '{"socket":5}',
+      "a socket that is not the configuration's own": `{"runtimeConfig":{"socket":"/nowhere"}}`,
+      "brackets that do not match": `]]}{"socket":"/nowhere"}`,
+      "an escape at the end": '{"socket":"/tmp/x\\',
       "a socket with an escape": '{"socket":"/tmp\\/x"}',
       "a socket without an end": '{"socket":"/tmp/x',
       "a socket with too long a name": `{"socket":"/${"x".repeat(200)}"}`,
