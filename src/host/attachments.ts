@@ -203,9 +203,13 @@ export function createAttachments(parts: AttachmentParts): Attachments {
     });
     // The kernel makes and wires the link while the disk takes the lease. An unknown interface drops, so it may come up before its
     // policy, and before the commit: what a crash leaves of it is collected.
-    const wired = new EarlyWiring((addresses) =>
-      wiring.apply(wiringOf(storedOf(plan, addresses), plan.netns), "fail", signal)
-    );
+    let wiringMs = 0;
+    const wired = new EarlyWiring(async (addresses) => {
+      const beganMs = clock.nowMs();
+      const observed = await wiring.apply(wiringOf(storedOf(plan, addresses), plan.netns), "fail", signal);
+      wiringMs = clock.nowMs() - beganMs;
+      return observed;
+    });
     const unwire = async (signal: AbortSignal) => {
       await wired.settled();
       await wiring.remove(plan.hostInterface, signal);
@@ -247,7 +251,6 @@ export function createAttachments(parts: AttachmentParts): Attachments {
     );
     inForce.catch(() => {});
     const observed = await wired.of(lease.addresses, () => unwire(signal));
-    const wiringMs = clock.nowMs() - leasedMs;
     await inForce;
     const reply = replyOf(plan, observed, {
       leaseMs: round(leasedMs - leaseStartMs),

@@ -108,8 +108,10 @@ export interface StatusView {
   };
   /** Absent: the dataplane cannot cut flows. */
   readonly flowCuts?: FlowCutsView;
-  /** Milliseconds, of the last up to 1,000 each. */
-  /** `lease`, `wiring` and `policy` are parts of `add`; wiring and policy overlap. `round`: one pass of the reconcile loop. */
+  /**
+   * Milliseconds, of the last up to 1,000 each. `lease`: the part of `add` until the commit is on the disk; `wiring` goes on meanwhile, and so does a
+   * `round`, a pass of the reconcile loop. `policy`: from the commit until it is in force.
+   */
   readonly timings: Readonly<Record<"add" | "lease" | "wiring" | "policy" | "del" | "round", TimingView>>;
   /** Bytes. */
   readonly memory: { readonly rss: number };

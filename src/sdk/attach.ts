@@ -35,7 +35,10 @@ export interface AddReply {
   /** With prefix lengths: `10.0.0.5/32`. */
   readonly addresses: readonly { readonly address: string; readonly gateway: string }[];
   readonly routes: readonly { readonly dst: string; readonly gw?: string }[];
-  /** Milliseconds the daemon spent: lease commit, wiring, policy in force, all. */
+  /**
+   * Milliseconds the daemon spent: until the lease was on the disk; on wiring, most of it meanwhile; after the lease, until policy was in force, which it
+   * mostly is by then; on all.
+   */
   readonly timing: {
     readonly leaseMs: number;
     readonly wiringMs: number;
