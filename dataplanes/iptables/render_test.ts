@@ -39,7 +39,7 @@ test("random lists decide about random packets as the evaluator does, flat and r
         const packet = somePacket(r) as TracedPacket;
         const wanted = judgeList(world, ingress, packet as Packet);
         const trace = tracePath(ruleset, { packet, inInterface: "eth0", outInterface: "mx1" }).find(({ hook }) =>
-          hook === "FORWARD"
+          hook === "forward"
         )!;
         const found = trace.verdict === "drop" ? "deny" : "allow";
         const logs = trace.logged.filter((prefix) => prefix.startsWith("manx log")).length;
@@ -102,7 +102,7 @@ test("many ports are found by halving, and many selectors of one port are one se
     packet: packet("10.1.0.7 > 10.0.0.1 tcp 1107"),
     inInterface: "eth0",
     outInterface: "mxa",
-  }).find(({ hook }) => hook === "FORWARD")!;
+  }).find(({ hook }) => hook === "forward")!;
   expect(trace.verdict).toBe("accept");
   expect(trace.steps.length).toBeLessThan(25);
 });

@@ -47,7 +47,7 @@ const traced = (ruleset: Ruleset): RenderedServices<Memory> => ({
     const dnat = traces.find((trace) => trace.dnat !== undefined)?.dnat;
     return dnat === undefined ? "as it is" : { ...dnat, masqueraded: traces.some((trace) => trace.masqueraded) };
   },
-  leave: (packet, { outInterface, ...at }) => traceHook(ruleset, "POSTROUTING", { ...packet, ...at, outInterface }),
+  leave: (packet, { outInterface, ...at }) => traceHook(ruleset, "postrouting", { ...packet, ...at, outInterface }),
 });
 
 const SUBJECT: ServiceVerdictsSubject<Memory> = {
@@ -77,9 +77,9 @@ test("what a pod forges is dropped before any service, what a service refuses af
       inInterface: "mxa",
       outInterface: "eth9",
     }).map(({ hook, verdict }) => `${hook} ${verdict}`);
-  expect(way("10.0.0.9:1000", "10.96.0.3:80")).toEqual(["PREROUTING drop"]);
-  expect(way("10.0.0.1:1000", "10.96.0.1:80")).toEqual(["PREROUTING accept", "FORWARD drop"]);
-  expect(way("10.0.0.1:1000", "10.96.0.2:80")).toEqual(["PREROUTING accept", "FORWARD drop"]);
+  expect(way("10.0.0.9:1000", "10.96.0.3:80")).toEqual(["prerouting drop"]);
+  expect(way("10.0.0.1:1000", "10.96.0.1:80")).toEqual(["prerouting accept", "forward drop"]);
+  expect(way("10.0.0.1:1000", "10.96.0.2:80")).toEqual(["prerouting accept", "forward drop"]);
 });
 
 test("each backend of clients that stay has a list of its own", () => {

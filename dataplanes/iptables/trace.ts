@@ -3,36 +3,23 @@
  * trace that guesses is worse than none.
  */
 import { type Address, addressFamily, cidrContains, type Family, makeCidr } from "../../src/model/address.ts";
-import type { Packet } from "../../src/model/desired.ts";
 import type { Path } from "../../src/model/evaluate.ts";
-import { stateOfFirstPacket } from "../../src/model/first_packet.ts";
 import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
+import {
+  type Hook,
+  judgeHooks,
+  type Trace as TraceOf,
+  type TracedPacket as PlainPacket,
+  type TracedPath,
+  TraceError,
+  traceHooks,
+  translated,
+} from "../../src/model/traced.ts";
 import { interfaceMember } from "../../src/kernel/netlink/schema/ipset.ts";
 import { printRule } from "./print.ts";
-import type { End, FlowState, IpSet, Match, Ruleset, TableName, Target } from "./ruleset.ts";
+import type { End, IpSet, Match, Ruleset, TableName, Target } from "./ruleset.ts";
 
-export type Hook = "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING";
-
-/** A packet at one hook. Addresses and ports are what the headers hold there. */
-export interface TracedPacket {
-  readonly source: Address;
-  readonly destination: Address;
-  readonly protocol: number;
-  readonly sourcePort?: number;
-  readonly destinationPort?: number;
-  readonly icmp?: { readonly type: number; readonly code: number };
-  /** Absent: none at this hook. */
-  readonly inInterface?: string;
-  readonly outInterface?: string;
-  readonly state: FlowState;
-  readonly mark?: number;
-  /** Of its flow; absent: 0. */
-  readonly flowMark?: number;
-  /** The destination is an address of the node, or the source is. */
-  readonly isToNode?: boolean;
-  readonly isFromNode?: boolean;
-  /** Its flow has got another destination before this hook. */
-  readonly hasDnat?: boolean;
+export interface TracedPacket extends PlainPacket {
   /** What chance gives whenever it is asked, from 0 to below 1; absent: 0. */
   readonly random?: () => number;
   /** Sources by the list that remembers them: looked up, and changed by the packet. Absent: nobody is, and nobody will be. */
@@ -47,40 +34,24 @@ export interface TraceStep {
   readonly text: string;
 }
 
-export interface Trace {
-  readonly verdict: "accept" | "drop";
-  /** Rules that matched, in order. */
-  readonly steps: readonly TraceStep[];
-  /** Afterwards. */
-  readonly mark: number;
-  readonly tracked: boolean;
-  readonly masqueraded: boolean;
-  /** Where DNAT sends it; later tables see it so. */
-  readonly dnat?: { readonly address: Address; readonly port: number };
-  readonly logged: readonly string[];
-}
+export type Trace = TraceOf<TraceStep>;
 
-/** The rules use something that has no known meaning here, or lead nowhere. */
-export class TraceError extends Error {
-  override readonly name = "TraceError";
-}
-
-/** The tables that have a hook, in the order in which a packet meets them. */
-const TABLES_AT: Readonly<Record<Hook, readonly TableName[]>> = {
-  PREROUTING: ["raw", "mangle", "nat"],
-  INPUT: ["mangle", "filter", "nat"],
-  FORWARD: ["mangle", "filter"],
-  OUTPUT: ["raw", "mangle", "nat", "filter"],
-  POSTROUTING: ["mangle", "nat"],
+/** The chain of a hook, and the tables that have it, in the order in which a packet meets them. */
+const AT: Readonly<Record<Hook, { readonly chain: string; readonly tables: readonly TableName[] }>> = {
+  prerouting: { chain: "PREROUTING", tables: ["raw", "mangle", "nat"] },
+  input: { chain: "INPUT", tables: ["mangle", "filter", "nat"] },
+  forward: { chain: "FORWARD", tables: ["mangle", "filter"] },
+  output: { chain: "OUTPUT", tables: ["raw", "mangle", "nat", "filter"] },
+  postrouting: { chain: "POSTROUTING", tables: ["mangle", "nat"] },
 };
 
 /** @throws {TraceError} */
 export function traceHook(ruleset: Ruleset, hook: Hook, packet: TracedPacket): Trace {
   const walk = new Walk(ruleset, packet);
   let verdict: "accept" | "drop" = "accept";
-  for (const name of TABLES_AT[hook]) {
+  for (const name of AT[hook].tables) {
     const table = ruleset.tables.find((one) => one.family === walk.family && one.table === name);
-    const chain = table?.hooks.get(hook);
+    const chain = table?.hooks.get(AT[hook].chain);
     if (table === undefined || chain === undefined || name === "nat" && !walk.beginsFlow) continue;
     if (walk.enter(name, table.chains, chain) === "drop") {
       verdict = "drop";
@@ -91,66 +62,13 @@ export function traceHook(ruleset: Ruleset, hook: Hook, packet: TracedPacket): T
   return { verdict, steps, mark, tracked, masqueraded, logged, ...dnat === undefined ? {} : { dnat } };
 }
 
-type PacketOnItsWay = Omit<TracedPacket, "inInterface" | "outInterface" | "mark">;
-
-/** The first packet of a flow on its way through the node. */
-export interface TracedPath {
-  /** After DNAT by others. */
-  readonly packet: PacketOnItsWay;
-  /** As it came in, where DNAT changed it. */
-  readonly beforeDnat?: PacketOnItsWay | undefined;
-  /** Absent: a process of the node sent it. */
-  readonly inInterface?: string | undefined;
-  /** Absent: it is for the node itself. */
-  readonly outInterface?: string | undefined;
-}
-
-/** One hook after the other, mark and tracking carried along, up to the drop. @throws {TraceError} */
-export function tracePath(ruleset: Ruleset, path: TracedPath): readonly (Trace & { readonly hook: Hook })[] {
-  const { inInterface, outInterface } = path;
-  const hooks: Hook[] = inInterface === undefined
-    ? ["OUTPUT", "POSTROUTING"]
-    : outInterface === undefined
-    ? ["PREROUTING", "INPUT"]
-    : ["PREROUTING", "FORWARD", "POSTROUTING"];
-  const traces: (Trace & { readonly hook: Hook })[] = [];
-  let mark = 0, tracked = true, dnat: Trace["dnat"];
-  for (const hook of hooks) {
-    const came = hook === "PREROUTING" ? path.beforeDnat ?? path.packet : path.packet;
-    const seen = dnat === undefined ? came : translated(came, dnat);
-    const at: TracedPacket = {
-      ...seen,
-      state: tracked ? seen.state : "untracked",
-      mark,
-      ...hook === "OUTPUT" || hook === "POSTROUTING" || inInterface === undefined ? {} : { inInterface },
-      ...hook === "PREROUTING" || hook === "INPUT" || outInterface === undefined ? {} : { outInterface },
-    };
-    const trace = traceHook(ruleset, hook, at);
-    traces.push({ hook, ...trace });
-    if (trace.verdict === "drop") break;
-    ({ mark, tracked } = trace);
-    dnat ??= trace.dnat;
-  }
-  return traces;
-}
-
-const translated = <P extends PacketOnItsWay>(packet: P, { address, port }: NonNullable<Trace["dnat"]>): P => ({
-  ...packet,
-  destination: address,
-  destinationPort: port,
-  hasDnat: true,
-});
-
 /** By all hooks on its way, one after the other. @throws {TraceError} */
-export function judgePacket(ruleset: Ruleset, { packet, beforeDnat, ...links }: Path): "allow" | "deny" {
-  const first = (packet: Packet) => ({ ...packet, state: stateOfFirstPacket(packet) });
-  const traces = tracePath(ruleset, {
-    packet: first(packet),
-    ...beforeDnat === undefined ? {} : { beforeDnat: first(beforeDnat) },
-    ...links,
-  });
-  return traces.at(-1)!.verdict === "accept" ? "allow" : "deny";
-}
+export const tracePath = (ruleset: Ruleset, path: TracedPath<TracedPacket>) =>
+  traceHooks(path, (hook, packet: TracedPacket) => traceHook(ruleset, hook, packet));
+
+/** @throws {TraceError} */
+export const judgePacket = (ruleset: Ruleset, path: Path): "allow" | "deny" =>
+  judgeHooks(path, (hook, packet) => traceHook(ruleset, hook, packet));
 
 /** More gotos than any rendered table has, and far fewer than a loop. */
 const STEPS_MAX = 100_000;

@@ -4,7 +4,8 @@ import { parseConfig, secondBit } from "./config.ts";
 import { Renderer } from "./render.ts";
 import { address, CLOSED, rule, rules, state, workload } from "../../src/model/testdata/small_states.ts";
 import { openDataplane } from "./testdata/open.ts";
-import { type Hook, type TracedPacket, traceHook } from "./trace.ts";
+import type { Hook, TracedPacket } from "../../src/model/traced.ts";
+import { traceHook } from "./trace.ts";
 import type { DesiredState } from "../../src/model/desired.ts";
 
 const MARK = 0x20000;

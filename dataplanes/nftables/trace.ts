@@ -3,11 +3,18 @@
  * does not know: a trace that guesses is worse than none.
  */
 import { type Address, addressFamily } from "../../src/model/address.ts";
-import type { Packet } from "../../src/model/desired.ts";
 import type { Path } from "../../src/model/evaluate.ts";
-import { stateOfFirstPacket } from "../../src/model/first_packet.ts";
 import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
 import { portBytes } from "../../src/model/port_ranges.ts";
+import {
+  type Hook,
+  judgeHooks,
+  type Trace as TraceOf,
+  type TracedPacket as PlainPacket,
+  type TracedPath,
+  TraceError,
+  traceHooks,
+} from "../../src/model/traced.ts";
 import { printRule } from "./print.ts";
 import {
   type BaseChain,
@@ -23,27 +30,7 @@ import {
   type Verdict,
 } from "./ruleset.ts";
 
-export type Hook = "prerouting" | "input" | "forward" | "output" | "postrouting";
-
-/** A packet at one hook. Addresses and ports are what the headers hold there: DNAT happens between priorities. */
-export interface TracedPacket {
-  readonly source: Address;
-  readonly destination: Address;
-  readonly protocol: number;
-  readonly sourcePort?: number;
-  readonly destinationPort?: number;
-  readonly icmp?: { readonly type: number; readonly code: number };
-  /** Absent: none at this hook. */
-  readonly inInterface?: string;
-  readonly outInterface?: string;
-  readonly state: "new" | "established" | "related" | "invalid" | "untracked";
-  readonly mark?: number;
-  /** Of its flow; absent: 0. */
-  readonly flowMark?: number;
-  /** The destination is an address of the node. */
-  readonly isToNode?: boolean;
-  /** Its flow has got another destination. */
-  readonly hasDnat?: boolean;
+export interface TracedPacket extends PlainPacket {
   /** What chance gives, before the modulus; absent: 0. */
   readonly random?: number;
   /** Elements of dynamic maps, by map and key: looked up, and changed by the packet. Absent: there are none, and none is kept. */
@@ -57,24 +44,9 @@ export interface TraceStep {
   readonly text: string;
 }
 
-export interface Trace {
-  readonly verdict: "accept" | "drop";
-  /** Rules that matched, in order. */
-  readonly steps: readonly TraceStep[];
-  /** Afterwards. */
-  readonly mark: number;
-  readonly tracked: boolean;
-  readonly masqueraded: boolean;
-  /** Where DNAT sends it. */
-  readonly dnat?: { readonly address: Address; readonly port: number };
-  readonly logged: readonly string[];
+export interface Trace extends TraceOf<TraceStep> {
   /** Keys of the elements that have counted the packet. */
   readonly counted: readonly string[];
-}
-
-/** The rule uses something that has no known meaning here. */
-export class TraceError extends Error {
-  override readonly name = "TraceError";
 }
 
 /** All base chains of the hook, by priority. @throws {TraceError} */
@@ -109,55 +81,13 @@ function baseChains(ruleset: Ruleset): Readonly<Record<Hook, readonly BaseOfHook
   return found;
 }
 
-/** The first packet of a flow on its way through the node. */
-export interface TracedPath {
-  /** After DNAT. */
-  readonly packet: Omit<TracedPacket, "inInterface" | "outInterface" | "mark">;
-  /** As it came in, where DNAT changed it. */
-  readonly beforeDnat?: Omit<TracedPacket, "inInterface" | "outInterface" | "mark">;
-  /** Absent: a process of the node sent it. */
-  readonly inInterface?: string;
-  /** Absent: it is for the node itself. */
-  readonly outInterface?: string;
-}
-
-/** One hook after the other, mark and tracking carried along, up to the drop. @throws {TraceError} */
-export function tracePath(ruleset: Ruleset, path: TracedPath): readonly (Trace & { readonly hook: Hook })[] {
-  const { inInterface, outInterface } = path;
-  const hooks: Hook[] = inInterface === undefined
-    ? ["output", "postrouting"]
-    : outInterface === undefined
-    ? ["prerouting", "input"]
-    : ["prerouting", "forward", "postrouting"];
-  const traces: (Trace & { readonly hook: Hook })[] = [];
-  let mark = 0, tracked = true;
-  for (const hook of hooks) {
-    const seen = hook === "prerouting" ? path.beforeDnat ?? path.packet : path.packet;
-    const state = tracked ? seen.state : "untracked";
-    const trace = traceHook(ruleset, hook, {
-      ...seen,
-      state,
-      mark,
-      inInterface: hook === "output" || hook === "postrouting" ? undefined : inInterface,
-      outInterface: hook === "prerouting" || hook === "input" ? undefined : outInterface,
-    });
-    traces.push({ hook, ...trace });
-    if (trace.verdict === "drop") break;
-    ({ mark, tracked } = trace);
-  }
-  return traces;
-}
-
 /** By all hooks on its way, one after the other. @throws {TraceError} */
-export function judgePacket(ruleset: Ruleset, { packet, beforeDnat, ...links }: Path): "allow" | "deny" {
-  const first = (packet: Packet) => ({ ...packet, state: stateOfFirstPacket(packet) });
-  const traces = tracePath(ruleset, {
-    packet: first(packet),
-    ...beforeDnat === undefined ? {} : { beforeDnat: first(beforeDnat) },
-    ...links,
-  });
-  return traces.at(-1)!.verdict === "accept" ? "allow" : "deny";
-}
+export const tracePath = (ruleset: Ruleset, path: TracedPath<TracedPacket>) =>
+  traceHooks(path, (hook, packet: TracedPacket) => traceHook(ruleset, hook, packet));
+
+/** @throws {TraceError} */
+export const judgePacket = (ruleset: Ruleset, path: Path): "allow" | "deny" =>
+  judgeHooks(path, (hook, packet) => traceHook(ruleset, hook, packet));
 
 /** A chain by itself; `fell` = its end was reached, or it returned. @throws {TraceError} */
 export function traceChain(

@@ -3,7 +3,7 @@ import { type Address, addressFamily, parseAddress } from "../../src/model/addre
 import type { Packet } from "../../src/model/desired.ts";
 import type { Path } from "../../src/model/evaluate.ts";
 import { hasPorts, PROTOCOLS } from "../../src/model/ports.ts";
-import type { TracedPath } from "../../dataplanes/nftables/trace.ts";
+import type { TracedPath } from "../../src/model/traced.ts";
 
 /** First packet of a new connection, addresses as text: the question of `test/oracle`. */
 export interface FuzzPacket {

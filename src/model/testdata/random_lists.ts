@@ -2,7 +2,7 @@
 import { type Address, type Cidr, makeCidr } from "../address.ts";
 import type { CompiledPolicy, DesiredState, PolicyList, PolicyTier, Rule, RuleMatch } from "../desired.ts";
 import { persistentMap } from "../persistent_map.ts";
-import type { TracedPacket } from "../../../dataplanes/nftables/trace.ts";
+import type { TracedPacket } from "../traced.ts";
 import { address, list, policy, rule, setId, tier } from "./small_states.ts";
 
 /** xorshift32: the same numbers from the same seed everywhere. */
