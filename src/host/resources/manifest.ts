@@ -4,8 +4,10 @@ import type { Document } from "yaml";
 import { keyText, type Resource, type ResourceKey } from "../../model/resource.ts";
 import { explainError, RefusedError } from "../../sdk/errors.ts";
 import type { KindDefinition } from "../../sdk/policy_source.ts";
+import { describe } from "../config.ts";
 import type { KindRegistry } from "./kinds.ts";
 import { Findings } from "./shape.ts";
+import { repeatedKey } from "./unique_keys.ts";
 import { boundsFault, nestingFault } from "./value_bounds.ts";
 
 /** What one error reply lists; the rest are counted. */
@@ -77,6 +79,8 @@ export function readManifest(
     lineCounter: lines,
     prettyErrors: false,
     merge: true,
+    // Looked at below, by `repeatedKey`.
+    uniqueKeys: false,
     // No warnings of its own on standard error.
     logLevel: "error",
   });
@@ -98,6 +102,16 @@ export function readManifest(
       // The reader's own stack may be the first to end.
       const found = error.code === "RESOURCE_EXHAUSTION" ? nestingFault() : `broken YAML: ${error.message}`;
       reasons.push(`${file}: document ${index + 1}, line ${line}, column ${col}: ${found}`);
+      continue;
+    }
+    const repeated = repeatedKey(document);
+    if (repeated !== undefined) {
+      const { line, col } = lines.linePos(repeated.range?.[0] ?? 0);
+      reasons.push(
+        `${file}: document ${index + 1}, line ${line}, column ${col}: broken YAML: found key ${
+          describe(repeated.value)
+        } a second time, wanted each once`,
+      );
       continue;
     }
     let value: unknown;

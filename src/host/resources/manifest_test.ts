@@ -68,8 +68,15 @@ test("deleting needs no more than names", () => {
 const faults: readonly [string, string, readonly string[]][] = [
   ["broken YAML", `${NAMESPACE}---\na: [`, ["m.yaml: document 2, line 5, column 5: broken YAML:"]],
   ["a key twice", "apiVersion: v1\napiVersion: v1", [
-    "m.yaml: document 1, line 2, column 1: broken YAML: Map keys must be unique",
+    'm.yaml: document 1, line 2, column 1: broken YAML: found key "apiVersion" a second time, wanted each once',
   ]],
+  [
+    "a key twice in the depth",
+    "apiVersion: v1\nkind: Namespace\nmetadata: { name: a, labels: { x: y, z: '', x: y } }",
+    [
+      'm.yaml: document 1, line 3, column 45: broken YAML: found key "x" a second time, wanted each once',
+    ],
+  ],
   ["text", "hello", ['m.yaml: document 1, line 1: found "hello", wanted a resource']],
   ["a list of resources", "- a", ["m.yaml: document 1, line 1: found a list, wanted a resource"]],
   ["no apiVersion", "kind: Pod", ["m.yaml: document 1, line 1: apiVersion: found nothing, wanted text such as"]],
@@ -167,4 +174,10 @@ test("many faults are counted, not all told", () => {
   const reasons = reasonsOf(text);
   expect(reasons).toHaveLength(21);
   expect(reasons[20]).toBe("… and 30 more");
+});
+
+test("a map of 50,000 keys with anchors is read", () => {
+  const labels = Array.from({ length: 50_000 }, (_, i) => `    k${i}: &a${i} v\n`).join("");
+  const [entry] = read(`apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  labels:\n${labels}`);
+  expect(Object.keys(entry!.resource.metadata.labels ?? {})).toHaveLength(50_000);
 });
