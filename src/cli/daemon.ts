@@ -2,6 +2,7 @@ import { serveApi } from "../api/server.ts";
 import { loadConfig } from "../host/config.ts";
 import { runDaemon } from "../host/daemon.ts";
 import { createLog } from "../host/log.ts";
+import { otherDaemons } from "../host/other_daemons.ts";
 import { loadPlugins } from "../host/parts.ts";
 import { PR, prctl } from "../kernel/libc.ts";
 import { print } from "./output.ts";
@@ -29,6 +30,11 @@ export async function runDaemonCommand(
     return 0;
   }
   const log = createLog({ ...config.log, priorities: process.env.JOURNAL_STREAM !== undefined });
+  for (const pid of otherDaemons()) {
+    log.warn("another daemon serves this network namespace: each takes the other's rules for a mistake", {
+      process: pid,
+    });
+  }
   const stop = new AbortController();
   const onSignal = () => {
     // Whoever asks again means it.

@@ -3,6 +3,7 @@ import { isServed } from "../api/socket_probe.ts";
 import { type Config, loadConfig, parseConfig } from "../host/config.ts";
 import { DEFAULT_CONFIG_FILE } from "../host/defaults.ts";
 import { silentLog } from "../host/log.ts";
+import { otherDaemons } from "../host/other_daemons.ts";
 import { podLinks, sweepNode, type SweptPart } from "../host/switch/sweep.ts";
 import { createKernelDoor } from "../kernel/door.ts";
 import { CommandError } from "./client.ts";
@@ -14,13 +15,16 @@ export async function runSweep(
 ): Promise<number> {
   const config = configOf(options.config);
   const socket = options.socket ?? config.api.socket;
-  if (existsSync(socket) && await isServed(socket)) {
+  const daemon = existsSync(socket) && await isServed(socket)
+    ? `a daemon at ${socket}`
+    : otherDaemons().map((pid) => `a daemon in this network namespace, process ${pid}`)[0];
+  if (daemon !== undefined) {
     if (options.force !== true) {
       throw new CommandError(
-        `sweep: found a daemon at ${socket}, wanted none: it would put back what is removed; end it first (systemctl stop manx), or --force`,
+        `sweep: found ${daemon}, wanted none: it would put back what is removed; end it first (systemctl stop manx), or --force`,
       );
     }
-    complain(`manx: a daemon runs at ${socket} and puts back what is removed`);
+    complain(`manx: found ${daemon}; it puts back what is removed`);
   }
   const kernel = createKernelDoor();
   const parts = await sweepNode(config, { kernel, log: silentLog, links: options.links === true });

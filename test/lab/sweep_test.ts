@@ -138,6 +138,10 @@ test("a running daemon is not swept under, but for --force, and then it puts bac
   const refused = await place.manx("sweep", "-c", join(directory, "manx.yaml"));
   expect(refused.status).toBe(1);
   expect(refused.errors).toContain(`found a daemon at ${daemon.socket}, wanted none`);
+  // By another configuration, whose socket nobody serves.
+  const elsewhere = await place.sweep();
+  expect(elsewhere.status).toBe(1);
+  expect(elsewhere.errors).toMatch(/found a daemon in this network namespace, process \d+, wanted none/);
   expect(place.everything()).toBe(before);
   const forced = await place.manx("sweep", "-c", join(directory, "manx.yaml"), "--force");
   expect(forced.status).toBe(0);
