@@ -8,7 +8,6 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-
 import { ANSWER_DEADLINE_MS, ANSWER_LIMIT_BYTES } from "../src/cni/daemon.ts";
 import { DEFAULT_SOCKET } from "../src/cni/network_config.ts";
 import { STDIN_LIMIT_BYTES } from "../src/cni/stdio.ts";
@@ -37,7 +36,11 @@ export const COMPILER_PACKAGES = ["gcc", "libc6-dev"];
 /** Why no entry can be attached here; undefined where one can be. */
 export function whyNoEntry(): string | undefined {
   if (process.arch !== "x64") return `it is written for x86-64, found ${process.arch}`;
-  return Bun.which("gcc") === null ? `found no gcc, wanted ${COMPILER_PACKAGES.join(" and ")}` : undefined;
+  const wanted = `wanted the Debian packages ${COMPILER_PACKAGES.join(" and ")}`;
+  if (Bun.which("gcc") === null) return `found no gcc, ${wanted}`;
+  const headers = new TextEncoder().encode("#include <elf.h>\n#include <sys/syscall.h>\n");
+  const { success } = Bun.spawnSync({ cmd: ["gcc", "-xc", "-fsyntax-only", "-"], stdin: headers, stderr: "ignore" });
+  return success ? undefined : `found gcc without the headers of libc and the kernel, ${wanted}`;
 }
 
 /** What tests want otherwise. */

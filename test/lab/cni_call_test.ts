@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { copyFileSync, linkSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { whyNoEntry } from "../../scripts/attach_entry.ts";
 import { buildBinary } from "../../scripts/build.ts";
 import { SUPPORTED_VERSIONS } from "../../src/cni/version.ts";
 
@@ -34,6 +35,11 @@ async function call(input: unknown, env: Readonly<Record<string, string>> = ENV,
   return { status, errors, result: output === "" ? undefined : JSON.parse(output) };
 }
 
+const why = whyNoEntry();
+/** A test of what the entry does. */
+const entryTest = (title: string, run: () => Promise<void>) =>
+  test.skipIf(why !== undefined)(why === undefined ? title : `${title} (skipped: ${why})`, run);
+
 /** A daemon that notes what it is asked and answers with `answer`, or leaves. */
 function daemon(answer: (path: string) => Response | "leave"): Disposable & { readonly asked: string[] } {
   const asked: string[] = [];
@@ -52,7 +58,7 @@ function daemon(answer: (path: string) => Response | "leave"): Disposable & { re
   return { asked, [Symbol.dispose]: () => void server.stop(true) };
 }
 
-test("one request carries the call, and the answer is what the runtime reads", async () => {
+entryTest("one request carries the call, and the answer is what the runtime reads", async () => {
   using listener = daemon(() => new Response('1{"cniVersion":"1.0.0","code":101,"msg":"full"}\n'));
   expect(await call(CONFIG)).toEqual({
     status: 1,
@@ -62,7 +68,7 @@ test("one request carries the call, and the answer is what the runtime reads", a
   expect(listener.asked).toEqual(["/v1/cni/call"]);
 });
 
-test("a daemon of a release without that request is asked as before", async () => {
+entryTest("a daemon of a release without that request is asked as before", async () => {
   using listener = daemon((path) =>
     path === "/v1/cni/call" ? new Response("not found", { status: 404 }) : Response.json({})
   );
@@ -70,7 +76,7 @@ test("a daemon of a release without that request is asked as before", async () =
   expect(listener.asked).toEqual(["/v1/cni/call", "/v1/cni/del"]);
 });
 
-test("a daemon that leaves in the middle is not asked twice, and the runtime is told to try again", async () => {
+entryTest("a daemon that leaves in the middle is not asked twice, and the runtime is told to try again", async () => {
   using listener = daemon(() => "leave");
   const { status, result } = await call(CONFIG, { ...ENV, CNI_COMMAND: "ADD" });
   expect(status).toBe(1);
@@ -108,7 +114,7 @@ test("input that is no configuration is named, with a daemon and without", async
   expect(await codes()).toEqual(without);
 });
 
-test("by another name, as a copy or a hard link, it is the same plugin", async () => {
+entryTest("by another name, as a copy or a hard link, it is the same plugin", async () => {
   using _ = daemon(() => new Response("0"));
   const copy = join(directory, "copy"), link = join(binary, "..", `link-${process.pid}`);
   copyFileSync(binary, copy);
