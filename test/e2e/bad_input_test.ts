@@ -162,7 +162,7 @@ const REFUSED: readonly (readonly [title: string, text: string, says: string])[]
     `${JSON.stringify(BASE)}\n---\n${JSON.stringify({ ...BASE, metadata: { name: "server" } })}`,
     "a second time",
   ],
-  ["a key twice", ingressWith("[], ingress: [ {} ]"), "Map keys must be unique"],
+  ["a key twice", ingressWith("[], ingress: [ {} ]"), 'found key "ingress" a second time, wanted each once'],
   [
     "a tier that is of a fixed name and another order",
     JSON.stringify({
