@@ -12,31 +12,29 @@ import { readAddRequest, readAttachmentName, readCheckRequest, readGcRequest } f
 type Verb = (body: unknown, signal: AbortSignal) => Promise<unknown>;
 
 export function routeCni(app: Hono, view: HostView, log: Log): void {
-  const verbs = new Map<string, Verb>(Object.entries(
-    {
-      add: (body) => view.attachments.add(readAddRequest(body)),
-      del: (body) => view.attachments.del(readAttachmentName(body)),
-      check: (body) => view.attachments.check(readCheckRequest(body)),
-      gc: (body) => view.attachments.gc(readGcRequest(body)),
-    } satisfies Record<string, Verb>,
-  ));
-  for (const [verb, run] of verbs) {
+  const requests: Readonly<Record<string, Verb>> = {
+    add: (body) => view.attachments.add(readAddRequest(body)),
+    del: (body) => view.attachments.del(readAttachmentName(body)),
+    check: (body) => view.attachments.check(readCheckRequest(body)),
+    gc: (body) => view.attachments.gc(readGcRequest(body)),
+  };
+  const status: Verb = (_body, signal) => view.attachments.ready(signal);
+  for (const [verb, run] of Object.entries(requests)) {
     app.post(
       `${PATHS.cni}/${verb}`,
       async (context) => context.json(await run(await readBody(context), context.req.raw.signal) ?? {}),
     );
   }
-  const ready = (signal: AbortSignal) => view.attachments.ready(signal);
   app.on(["GET", "POST"], `${PATHS.cni}/status`, async (context: Context) => {
-    await ready(context.req.raw.signal);
+    await status(undefined, context.req.raw.signal);
     return context.json({});
   });
 
-  verbs.set("status", (_body, signal) => ready(signal));
+  const verbs: typeof requests = { ...requests, status };
   app.post(`${PATHS.cni}/call`, async (context) => {
     const answer = await answerCall(new Uint8Array(await context.req.arrayBuffer()), async (path, body) => {
       try {
-        return await verbs.get(path.slice(PATHS.cni.length + 1))!(body, context.req.raw.signal);
+        return await verbs[path.slice(PATHS.cni.length + 1)]!(body, context.req.raw.signal);
       } catch (error) {
         throw errorOfReply(replyWithError(error, `call ${path}`, log).body);
       }

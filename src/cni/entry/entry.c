@@ -355,7 +355,10 @@ static int ask(const struct start *start, struct bytes input) {
     length += (word)got;
     body = body_of(answer, length, &bad);
   }
-  /* Another release's daemon, or one that reads another socket in this configuration: whatever else than 200 means that nothing was done. */
+  /*
+   * Another release's daemon, or one that reads another socket in this configuration: whatever else than 200 means that nothing was done. A 200 that
+   * makes no sense is from no daemon of ours.
+   */
   if (bad || (body.at[0] != '0' && body.at[0] != '1')) return 0;
   long written = write_all(1, (struct bytes){body.at + 1, body.length - 1});
   leave(written < 0 ? 1 : body.at[0] - '0');
